@@ -1,0 +1,150 @@
+"""Plain JSON values that the schema has accepted, as a plan again.
+
+The schema vouches for shapes and types; checked here is what a schema can't say: that indices lead somewhere, that
+events and effects go together as the catalogue has it, and that ranges are ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from policyc.catalog import EVENTS, LEGALITY, Access, EffectKind, column_of_access
+from policyc.plan.model import (
+    BoundPlace,
+    Effect,
+    EventKey,
+    Exemption,
+    GuestFacts,
+    Plan,
+    PolicyRef,
+    Record,
+    Rule,
+    SourceFile,
+    SourceSpan,
+)
+from policyc.plan.places import Absolute, Base, DescriptorTable, Extent, ModuleSection, Place, Section, SymbolPlace
+
+__all__ = ["decode_plan"]
+
+# What json.loads gives for an object; the schema has been over it, so a missing key or a wrong type can't come up.
+Object = Mapping[str, Any]
+
+_BASES = {base.word: base for base in Base}
+
+
+def decode_plan(document: Object) -> Plan:
+    """Rebuild the plan.
+
+    Raises:
+        ValueError: the document is well-formed and makes no sense; the text says where.
+    """
+    core, sources = document["core"], document["sources"]
+    plan = Plan(
+        target=core["target"],
+        cpu=core["cpu"],
+        guest=_guest(core["guest"]),
+        policies=tuple(PolicyRef(p["name"], p["mode"] == "enforce") for p in core["policies"]),
+        places=tuple(_bound_place(place) for place in core["places"]),
+        rules=tuple(_rule(rule) for rule in core["rules"]),
+        sources=tuple(SourceFile(f["path"], f["digest"]) for f in sources["files"]),
+        spans=tuple(SourceSpan(s["file"], s["start"], s["end"], s["line"]) for s in sources["rules"]),
+    )
+    _check_references(plan)
+    for number, rule in enumerate(plan.rules):
+        _check_legal(number, rule)
+    return plan
+
+
+def _guest(guest: Object) -> GuestFacts:
+    return GuestFacts(
+        os=guest["os"],
+        arch=guest["arch"],
+        image_base=_address(guest["image_base"]),
+        landmarks={name: _address(value) for name, value in guest["landmarks"].items()},
+        copy_routines=tuple(_extent(extent) for extent in guest["copy_routines"]),
+        profile_digest=guest["profile"],
+        build_id=guest["build_id"],
+        banner=guest["banner"],
+    )
+
+
+def _address(text: str) -> int:
+    return int(text, 16)
+
+
+def _extent(extent: Object) -> Extent:
+    return Extent(_BASES[extent["base"]], _address(extent["start"]), _address(extent["end"]))
+
+
+def _bound_place(bound: Object) -> BoundPlace:
+    extents = None if bound["extents"] is None else tuple(_extent(extent) for extent in bound["extents"])
+    return BoundPlace(_place(bound["place"]), extents, bound["inferred"])
+
+
+def _place(place: Object) -> Place:
+    match place["kind"]:
+        case "section":
+            return Section(place["image"], place["name"])
+        case "symbol":
+            return SymbolPlace(place["image"], place["pattern"], place["offset"], place["size"])
+        case "module":
+            return ModuleSection(place["module"], place["name"])
+        case "table":
+            return DescriptorTable(_BASES[place["base"]])
+        case _:
+            return Absolute(_extent(place["extent"]))
+
+
+def _access(letters: str) -> Access:
+    return Access(sum(bit for letter, bit in zip(letters, Access, strict=True) if letter != "-"))
+
+
+def _rule(rule: Object) -> Rule:
+    effect, event, record = rule["effect"], rule["event"], rule["record"]
+    return Rule(
+        id=rule["id"],
+        policy=rule["policy"],
+        effect=Effect(EffectKind[effect["kind"].upper()], _address(effect["argument"]), effect["retries"]),
+        enforce=rule["mode"] == "enforce",
+        access=_access(rule["access"]),
+        places=tuple(rule["places"]),
+        event=None if event is None else EventKey(event["word"], tuple(event["numbers"])),
+        origin=tuple(rule["origin"]),
+        exemptions=tuple(Exemption(tuple(e["code"]), e["because"], e["owner"], e["until"]) for e in rule["exemptions"]),
+        overriding=tuple(rule["overriding"]),
+        record=Record(record["severity"], record["because"], tuple(record["tags"])),
+    )
+
+
+def _check_references(plan: Plan) -> None:
+    for number, rule in enumerate(plan.rules):
+        _check_index(f"rule {number}: policy", (rule.policy,), plan.policies)
+        _check_index(f"rule {number}: place", rule.places, plan.places)
+        _check_index(f"rule {number}: from", rule.origin, plan.places)
+        for exemption in rule.exemptions:
+            _check_index(f"rule {number}: except from", exemption.code, plan.places)
+    for number, span in enumerate(plan.spans):
+        _check_index(f"span {number}: file", (span.file,), plan.sources)
+    if len(plan.spans) != len(plan.rules):
+        raise ValueError(f"{len(plan.rules)} rules but {len(plan.spans)} source spans")
+
+
+def _check_index(where: str, indices: Sequence[int], table: Sequence[object]) -> None:
+    for index in indices:
+        if index >= len(table):
+            raise ValueError(f"{where} {index} does not exist: there are {len(table)}")
+
+
+def _check_legal(number: int, rule: Rule) -> None:
+    """A plan could ask for an effect that its event can't carry; the reply loop must never meet one."""
+    if (rule.event is None) == (rule.access == Access.NONE):
+        raise ValueError(f"rule {number} must be about either an access or an event")
+    if rule.event is not None and rule.event.word not in EVENTS:
+        raise ValueError(f"rule {number} names no event of the language: `{rule.event.word}`")
+    if rule.event is None and not rule.places:
+        raise ValueError(f"rule {number} guards no place")
+    columns = column_of_access(rule.access) if rule.event is None else {EVENTS[rule.event.word].column}
+    for column in columns:
+        if column not in LEGALITY[rule.effect.kind]:
+            raise ValueError(f"rule {number}: {rule.effect.kind.name.lower()} is impossible on {column.value}")

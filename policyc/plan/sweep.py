@@ -1,0 +1,68 @@
+"""Interval algebra of the plan: overlapping ranges in, disjoint segments with the rules that meet there out.
+
+One sweep over the sorted boundaries, in time proportional to boundaries and overlap depth. `intervaltree` would do the
+same with `split_overlaps` and `merge_equals` in tens to hundreds of times that (and its merging would depend on the
+order of the input); it serves for what it is good at, asking a finished table what lies under a range.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from intervaltree import Interval, IntervalTree
+
+__all__ = ["Segment", "segment_tree", "sweep"]
+
+
+class Segment(NamedTuple):
+    """The bytes `[start, end)` and the members that cover all of them, ascending."""
+
+    start: int
+    end: int
+    members: tuple[int, ...]
+
+
+def sweep(ranges: Iterable[tuple[int, int, int]]) -> tuple[Segment, ...]:
+    """Split `(start, end, member)` ranges into disjoint ascending segments.
+
+    Bytes that no range covers are in no segment. Neighbours with the same members are one segment. A member may come
+    several times and overlap itself; it counts once. The result doesn't depend on the order of the input.
+    """
+    edges: list[tuple[int, int, int]] = []
+    for start, end, member in ranges:
+        edges.append((start, 1, member))
+        edges.append((end, -1, member))
+    edges.sort()
+
+    segments: list[Segment] = []
+    depth: dict[int, int] = {}
+    active: list[int] = []
+    position = 0
+    for address, step, member in edges:
+        if active and address > position:
+            _append(segments, Segment(position, address, tuple(active)))
+        position = address
+        count = depth.get(member, 0) + step
+        if count == 0:
+            del depth[member]
+            del active[bisect_left(active, member)]
+        else:
+            depth[member] = count
+            # -1 sorts before 1, so a member that ends where it begins again leaves and comes back.
+            if step == 1 and count == 1:
+                insort(active, member)
+    return tuple(segments)
+
+
+def segment_tree(segments: Sequence[Segment]) -> IntervalTree:
+    """The same segments as an interval tree, for questions about ranges; each interval's data is its members."""
+    return IntervalTree(Interval(segment.start, segment.end, segment.members) for segment in segments)
+
+
+def _append(segments: list[Segment], new: Segment) -> None:
+    if segments and segments[-1].end == new.start and segments[-1].members == new.members:
+        segments[-1] = Segment(segments[-1].start, new.end, new.members)
+    else:
+        segments.append(new)

@@ -1,0 +1,336 @@
+"""`decide`: the one function that says what a policy wants done about one access or event.
+
+The runtime, the test runner, `explain` and the simulator all call it, each with a table in its own address space: the
+compiler's at link addresses, the runtime's in guest physical memory. It is stateless. Where the answer turns on a fact
+that costs something to establish (the size of a store, the caller of `memcpy`), it names that fact and is asked again.
+
+How overlapping rules are resolved:
+
+- *Applicable* is a rule whose place or event, `from` and exceptions fit the access.
+- A *hole*: an applicable `allow` sets aside the other applicable rules of its own policy, and of policies it overrides.
+- The strictest rule left, in enforce mode, gives the reply. The strictest of all gives `would`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from policyc.addresses import PAGE_SIZE, page_offset
+from policyc.catalog import Access, EffectKind
+from policyc.plan.model import Effect, EventKey, Rule
+from policyc.plan.places import Base
+
+__all__ = [
+    "NEAR_ZONE",
+    "CodeRanges",
+    "Fact",
+    "MemoryAccess",
+    "NoticedEvent",
+    "Origin",
+    "Space",
+    "Verdict",
+    "VerdictTable",
+    "decide",
+]
+
+NEAR_ZONE = 512
+"""The largest store that the kernel emulates (FXSAVE): how far below an object a store that reaches it may begin."""
+
+
+class Fact(Enum):
+    """What `decide` may need to be told before it can answer."""
+
+    SIZE = "the bytes accessed, decoded from the instruction"
+    RETURN_ADDRESS = "the return address on top of the stack"
+    RIP_FRAME = "whether RIP translates now to the frame that was bound"
+    RETURN_FRAME = "whether the return address translates now to the frame that was bound"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The code behind an access, as far as it has been established; None is not established yet.
+
+    Attributes:
+        rip: the instruction's address.
+        return_address: the caller, where RIP is in a leaf copy routine.
+        rip_genuine: RIP's page is backed by the frame that binding saw there.
+        return_genuine: the same of the return address.
+    """
+
+    rip: int
+    return_address: int | None = None
+    rip_genuine: bool | None = None
+    return_genuine: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryAccess:
+    """One access to memory. `size` is None until the instruction has been decoded."""
+
+    access: Access
+    base: Base
+    start: int
+    size: int | None
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class NoticedEvent:
+    """One event other than a page fault."""
+
+    event: EventKey
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the policy wants.
+
+    Attributes:
+        effect: what gives the reply; None lets the access through.
+        would: what it would be if every policy were in enforce mode.
+        rules: indices of the applicable rules, the winner first.
+        set_aside: indices of the rules that an `allow` set aside.
+        exempted: indices of the rules that an `except` clause lifted.
+    """
+
+    effect: Effect | None
+    would: Effect | None
+    rules: tuple[int, ...] = ()
+    set_aside: tuple[int, ...] = ()
+    exempted: tuple[int, ...] = ()
+
+    @property
+    def collateral(self) -> bool:
+        """Whether no rule has anything to do with the access: it only shares a page with one."""
+        return not self.rules and not self.set_aside and not self.exempted
+
+
+COLLATERAL = Verdict(None, None)
+
+
+class Reach(Enum):
+    """What a rule's `from` and `except` clauses make of one access."""
+
+    APPLIES = "applies"
+    ELSEWHERE = "the access comes from other code than the rule names"
+    EXEMPTED = "an `except` clause lifts the rule"
+
+
+Group = tuple[int, ...]
+"""Rules that were written about the same bytes: an `allow` cuts its hole among these."""
+
+Cell = tuple[Group, ...]
+"""What lies over a segment. Two groups stand in one cell only where binding made two places meet on one frame."""
+
+
+class CodeRanges:
+    """Code that `from` names: sorted, disjoint ranges of virtual addresses."""
+
+    __slots__ = ("ends", "starts")
+
+    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+        ordered = sorted(ranges)
+        self.starts = [start for start, _ in ordered]
+        self.ends = [end for _, end in ordered]
+
+    def __contains__(self, address: int) -> bool:
+        index = bisect_right(self.starts, address) - 1
+        return index >= 0 and address < self.ends[index]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(zip(self.starts, self.ends, strict=True))
+
+
+class Space:
+    """The segments of one address space: sorted, disjoint, each with the index of its cell."""
+
+    __slots__ = ("cells", "ends", "starts")
+
+    def __init__(self, segments: Iterable[tuple[int, int, int]]) -> None:
+        ordered = sorted(segments)
+        self.starts = [start for start, _, _ in ordered]
+        self.ends = [end for _, end, _ in ordered]
+        self.cells = [cell for _, _, cell in ordered]
+
+    def touched(self, start: int, end: int) -> tuple[int, ...]:
+        """The cells of every segment that `[start, end)` meets, without repetition; -1 for bytes that none covers."""
+        first = bisect_right(self.starts, start) - 1
+        if first < 0 or self.ends[first] <= start:
+            first += 1
+        last = bisect_left(self.starts, end)
+        cells: list[int] = []
+        position = start
+        for index in range(first, last):
+            if self.starts[index] > position and -1 not in cells:
+                cells.append(-1)
+            if self.cells[index] not in cells:
+                cells.append(self.cells[index])
+            position = self.ends[index]
+        if position < end and -1 not in cells:
+            cells.append(-1)
+        return tuple(cells)
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictTable:
+    """Everything `decide` looks at.
+
+    Attributes:
+        rules: the plan's rules.
+        policies: their policies' names, by index.
+        cells: what lies over segments.
+        spaces: the segments, by address space.
+        events: the rules about each event.
+        code: virtual ranges of the places that `from` clauses name, by place index.
+        copy_routines: leaf routines that store for their caller.
+    """
+
+    rules: tuple[Rule, ...]
+    policies: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    spaces: Mapping[Base, Space]
+    events: Mapping[EventKey, Group]
+    code: Mapping[int, CodeRanges]
+    copy_routines: CodeRanges
+
+
+def decide(table: VerdictTable, access: MemoryAccess | NoticedEvent) -> Verdict | Fact:
+    """The verdict on one access, or the fact that it turns on."""
+    if isinstance(access, NoticedEvent):
+        groups: Iterable[Group] = (table.events.get(access.event, ()),)
+        wanted = Access.NONE
+    else:
+        touched = _touched_cells(table, access)
+        if touched is None:
+            return Fact.SIZE
+        groups = {group for cell in touched if cell >= 0 for group in table.cells[cell]}
+        wanted = access.access
+
+    standing: set[int] = set()
+    aside: set[int] = set()
+    exempted: set[int] = set()
+    for group in groups:
+        applicable: list[int] = []
+        for index in group:
+            rule = table.rules[index]
+            if wanted and not rule.access & wanted:
+                continue
+            reach = Reach.APPLIES if rule.unconditional else _reach(table, rule, access.origin)
+            if isinstance(reach, Fact):
+                return reach
+            if reach is Reach.APPLIES:
+                applicable.append(index)
+            elif reach is Reach.EXEMPTED:
+                exempted.add(index)
+        left = _without_holes(table, applicable)
+        standing.update(left)
+        aside.update(set(applicable) - set(left))
+    if not (standing or aside or exempted):
+        return COLLATERAL
+    return _verdict(table.rules, standing, aside - standing, exempted)
+
+
+def _touched_cells(table: VerdictTable, access: MemoryAccess) -> tuple[int, ...] | None:
+    """The cells under the access; None where they depend on a size that isn't known yet."""
+    space = table.spaces.get(access.base)
+    if space is None:
+        return ()
+    # An access that crosses into the next page comes as an event of its own there.
+    room = PAGE_SIZE - page_offset(access.start)
+    if access.size is not None:
+        return space.touched(access.start, access.start + min(access.size, room))
+    cells = space.touched(access.start, access.start + min(NEAR_ZONE, room))
+    return cells if len(cells) == 1 else None
+
+
+def _reach(table: VerdictTable, rule: Rule, origin: Origin) -> Reach | Fact:
+    """Whether the rule reaches code at `origin`."""
+    if rule.origin:
+        weakens = rule.effect.kind is EffectKind.ALLOW
+        inside = _comes_from(table, rule.origin, origin, must_be_genuine=weakens)
+        if isinstance(inside, Fact):
+            return inside
+        if not inside:
+            return Reach.ELSEWHERE
+    for exemption in rule.exemptions:
+        exempt = _comes_from(table, exemption.code, origin, must_be_genuine=True)
+        if isinstance(exempt, Fact):
+            return exempt
+        if exempt:
+            return Reach.EXEMPTED
+    return Reach.APPLIES
+
+
+def _comes_from(table: VerdictTable, places: Sequence[int], origin: Origin, *, must_be_genuine: bool) -> bool | Fact:
+    """Whether the access was made by code of these places, itself or through a leaf copy routine.
+
+    Page tables aren't protected, so what would make a rule milder (`must_be_genuine`) counts only if the code's page
+    still leads to the frame that was bound.
+    """
+    if any(origin.rip in table.code[place] for place in places):
+        through_copy = False
+    elif origin.rip in table.copy_routines:
+        if origin.return_address is None:
+            return Fact.RETURN_ADDRESS
+        if not any(origin.return_address in table.code[place] for place in places):
+            return False
+        through_copy = True
+    else:
+        return False
+    if not must_be_genuine:
+        return True
+    if origin.rip_genuine is None:
+        return Fact.RIP_FRAME
+    if through_copy and origin.rip_genuine and origin.return_genuine is None:
+        return Fact.RETURN_FRAME
+    return origin.rip_genuine and (not through_copy or origin.return_genuine is True)
+
+
+def _without_holes(table: VerdictTable, applicable: Sequence[int]) -> list[int]:
+    """The applicable rules that no applicable `allow` sets aside; the `allow`s themselves stay."""
+    holes = [table.rules[index] for index in applicable if table.rules[index].effect.kind is EffectKind.ALLOW]
+    if not holes:
+        return list(applicable)
+    policies = {hole.policy for hole in holes}
+    policies.update(index for index, name in enumerate(table.policies) for hole in holes if name in hole.overriding)
+    return [
+        index
+        for index in applicable
+        if table.rules[index].effect.kind is EffectKind.ALLOW or table.rules[index].policy not in policies
+    ]
+
+
+def _verdict(rules: Sequence[Rule], standing: Iterable[int], aside: Iterable[int], exempted: Iterable[int]) -> Verdict:
+    ordered = sorted(standing, key=lambda index: (not rules[index].enforce, _looseness(rules[index].effect), index))
+    enforced = [rules[index].effect for index in ordered if rules[index].enforce]
+    return Verdict(
+        effect=_strictest(enforced),
+        would=_strictest([rules[index].effect for index in ordered]),
+        rules=tuple(ordered),
+        set_aside=tuple(sorted(aside)),
+        exempted=tuple(sorted(exempted)),
+    )
+
+
+def _looseness(effect: Effect) -> tuple[int, int, int]:
+    """Sorts the strictest effect first: by rank, then the lower vector, then fewer retries."""
+    return (-effect.kind, effect.argument, effect.retries)
+
+
+def _strictest(effects: Sequence[Effect]) -> Effect | None:
+    """The effect that wins; pins of the same rank keep the bits of all. None where nothing but `allow` is left."""
+    candidates = [effect for effect in effects if effect.kind is not EffectKind.ALLOW]
+    if not candidates:
+        return None
+    winner = min(candidates, key=_looseness)
+    if winner.kind is not EffectKind.PIN:
+        return winner
+    bits = 0
+    for effect in candidates:
+        if effect.kind is EffectKind.PIN:
+            bits |= effect.argument
+    return Effect(EffectKind.PIN, bits)
