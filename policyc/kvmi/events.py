@@ -1,0 +1,354 @@
+"""What an event says: the typed data of each kind, the data of replies, and the event itself as it is received.
+
+A vCPU stands still from the moment it sends an event until the reply is there. So `Event` keeps the bytes as they came
+and decodes a field when it is asked for: who decides by `gpa` and `access` alone never pays for 90 registers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from policyc.kvmi.errors import LocalProtocolError
+from policyc.kvmi.registers import EventMsrs, Registers, SystemRegisters, VcpuState
+from policyc.kvmi.vocabulary import Action, CpuMode, Descriptor, PageAccess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from policyc.addresses import Gpa, Gva
+    from policyc.kvmi.vocabulary import EventKind
+
+__all__ = [
+    "BreakpointData",
+    "CmdErrorData",
+    "CpuidData",
+    "CrData",
+    "DescriptorData",
+    "Event",
+    "EventData",
+    "EventReplyData",
+    "EventShape",
+    "MsrData",
+    "NewValue",
+    "PfData",
+    "PfReply",
+    "SinglestepData",
+    "TrapData",
+    "XsetbvData",
+]
+
+_U64 = Struct("<Q").unpack_from
+_U16 = Struct("<H").unpack_from
+_SEQ_VCPU = Struct("<IH").pack
+_REGS_SIZE = 144
+_MODES = {mode.value: mode for mode in CpuMode}
+_ACCESS = tuple(PageAccess(bits) for bits in range(8))
+
+
+@dataclass(frozen=True, slots=True)
+class EventData:
+    """The part of an event that only its kind has."""
+
+
+@dataclass(frozen=True, slots=True)
+class PfData(EventData):
+    """An access to a restricted frame, before it is performed.
+
+    Attributes:
+        gva: `GVA_UNKNOWN` where the kernel doesn't know it.
+        gpa: the full address, not only its frame.
+        access: the one kind of access that was caught.
+        view: the EPT view, in v6 alone; v7 has it in the event itself.
+    """
+
+    gva: Gva
+    gpa: Gpa
+    access: PageAccess
+    view: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CrData(EventData):
+    """A write to CR0, CR3 or CR4 that would change it."""
+
+    cr: int
+    old: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class MsrData(EventData):
+    """A guest write to an MSR that would change it."""
+
+    msr: int
+    old: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class XsetbvData(EventData):
+    """A write to XCR0 that has changed it; v6 and v7 send no data."""
+
+    xcr: int
+    old: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class BreakpointData(EventData):
+    """An INT3 at `gpa` (all ones if unmapped)."""
+
+    gpa: Gpa
+    insn_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class DescriptorData(EventData):
+    """An instruction that reads or writes a descriptor table register."""
+
+    descriptor: Descriptor
+    write: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TrapData(EventData):
+    """What was really delivered after INJECT_EXCEPTION; `type` is v6's own, `address` is CR2."""
+
+    vector: int
+    error_code: int
+    address: int
+    type: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SinglestepData(EventData):
+    """One instruction has been executed, unless `failed`; v6 sends no data."""
+
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CpuidData(EventData):
+    """The guest executed CPUID; the result is already in its registers, RIP not yet advanced (v7)."""
+
+    function: int
+    index: int
+    insn_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class CmdErrorData(EventData):
+    """A command failed while replies were off (v7); numbers as on the wire, `err` negative."""
+
+    err: int
+    msg_seq: int
+    msg_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventReplyData:
+    """What a reply says besides the action."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewValue(EventReplyData):
+    """The value a CR or MSR shall get. A reply without it writes 0, so it is never left out."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class PfReply(EventReplyData):
+    """With CONTINUE, in v6 and v7: let the instruction read other bytes than memory holds.
+
+    Attributes:
+        ctx_addr: guest virtual address of the substitute.
+        ctx_data: up to 256 bytes.
+        rep_complete: no more events for the remaining rounds of a REP instruction.
+        singlestep: v6 with RETRY: let the one instruction pass and send a SINGLESTEP event.
+    """
+
+    ctx_addr: Gva
+    ctx_data: bytes = b""
+    rep_complete: bool = False
+    singlestep: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EventShape:
+    """Where everything is in the message of one kind of event in one dialect; offsets from the message's start.
+
+    Attributes:
+        size: bytes of the message, header included.
+        head: message id and payload size.
+        common_at, common: where the size of the common struct stands, and its two bytes.
+        check_at, check_values: one byte that must hold one of a few values, or the peer is talking nonsense.
+        bare_replies, full_replies: by action, what a reply without and with data holds before and after its seq and
+            vCPU index; None where that action, or that form, isn't permitted.
+        reply_type: the data that a reply may carry.
+    """
+
+    kind: EventKind
+    dialect_name: str
+    event_id: int
+    size: int
+    head: tuple[int, int]
+    common_at: int
+    common: bytes
+    vm_level: bool
+    mode: int
+    view: int | None
+    regs: int
+    rsp: int
+    rip: int
+    sregs: int
+    msrs: int
+    check_at: int
+    check_values: frozenset[int]
+    gva: int | None
+    gpa: int | None
+    access: int | None
+    decode_data: Callable[[bytes], EventData | None]
+    bare_replies: tuple[tuple[bytes, bytes] | None, ...]
+    full_replies: tuple[tuple[bytes, bytes] | None, ...]
+    reply_type: type[EventReplyData] | None
+    encode_reply_data: Callable[[EventReplyData], bytes]
+
+    def reply(self, seq: int, vcpu: int, action: Action, data: EventReplyData | None) -> bytes:
+        """The whole message that answers such an event; nothing else is looked up or packed while a vCPU waits.
+
+        Raises:
+            LocalProtocolError: the kernel wouldn't take that action, or not with these data or without any.
+        """
+        if data is None:
+            parts = self.bare_replies[action]
+            if parts is not None:
+                return parts[0] + _SEQ_VCPU(seq, vcpu) + parts[1]
+        elif type(data) is self.reply_type:
+            parts = self.full_replies[action]
+            if parts is not None:
+                return parts[0] + _SEQ_VCPU(seq, vcpu) + parts[1] + self.encode_reply_data(data)
+        raise LocalProtocolError(f"an answer that {self.kind.value} events take", f"{action!r} with {data!r}")
+
+    def missing(self, field: str) -> AttributeError:
+        """The error for a field that this kind of event doesn't carry."""
+        return AttributeError(f"a {self.kind.value} event of {self.dialect_name} carries no {field}")
+
+
+class Event:
+    """An event from the guest; read only. All but `seq`, `vcpu` and `kind` is decoded when asked for.
+
+    Attributes:
+        seq: the number the reply must repeat.
+        vcpu: index of the vCPU that stands still; 0 for events of the whole VM.
+        kind: what happened.
+        raw: the message as it came.
+    """
+
+    __slots__ = ("_shape", "kind", "raw", "seq", "vcpu")
+
+    def __init__(self, seq: int, vcpu: int, shape: EventShape, raw: bytes) -> None:
+        self.seq = seq
+        self.vcpu = vcpu
+        self.kind = shape.kind
+        self.raw = raw
+        self._shape = shape
+
+    def __repr__(self) -> str:
+        return f"Event({self.kind.value}, vcpu={self.vcpu}, seq={self.seq}, data={self.data!r})"
+
+    @property
+    def needs_reply(self) -> bool:
+        """Whether a vCPU waits; UNHOOK and CMD_ERROR must not be answered."""
+        return not self._shape.vm_level
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """The actions that the kernel supports in the reply to this event."""
+        shape = self._shape
+        return tuple(action for action in Action if shape.bare_replies[action] or shape.full_replies[action])
+
+    @property
+    def mode(self) -> CpuMode:
+        """Whether the vCPU executes 16-, 32- or 64-bit code."""
+        return _MODES[self.raw[self._shape.mode]]
+
+    @property
+    def view(self) -> int:
+        """The EPT view in use (v7); 0 in the other dialects."""
+        at = self._shape.view
+        if at is None:
+            return 0
+        view: int = _U16(self.raw, at)[0]
+        return view
+
+    @property
+    def rip(self) -> int:
+        """Address of the instruction, which has not been executed yet."""
+        rip: int = _U64(self.raw, self._shape.rip)[0]
+        return rip
+
+    @property
+    def rsp(self) -> int:
+        """The stack pointer."""
+        rsp: int = _U64(self.raw, self._shape.rsp)[0]
+        return rsp
+
+    @property
+    def regs(self) -> Registers:
+        """The general registers."""
+        return Registers.unpack(self.raw, self._shape.regs)
+
+    @property
+    def regs_raw(self) -> bytes:
+        """The general registers as 144 bytes: equal exactly when `regs` are."""
+        at = self._shape.regs
+        return self.raw[at : at + _REGS_SIZE]
+
+    @property
+    def sregs(self) -> SystemRegisters:
+        """Segments, descriptor tables and control registers."""
+        return SystemRegisters.unpack(self.raw, self._shape.sregs)
+
+    @property
+    def msrs(self) -> EventMsrs:
+        """The MSRs that come with every event."""
+        return EventMsrs.unpack(self.raw, self._shape.msrs)
+
+    @property
+    def state(self) -> VcpuState:
+        """All that the event tells of its vCPU."""
+        return VcpuState(self.mode, self.regs, self.sregs, self.msrs, self.view)
+
+    @property
+    def data(self) -> EventData | None:
+        """What only this kind of event has, or None if it has nothing."""
+        return self._shape.decode_data(self.raw)
+
+    @property
+    def gva(self) -> Gva:
+        """Guest virtual address of a page fault, `GVA_UNKNOWN` where the kernel doesn't know it."""
+        at = self._shape.gva
+        if at is None:
+            raise self._shape.missing("gva")
+        gva: Gva = _U64(self.raw, at)[0]
+        return gva
+
+    @property
+    def gpa(self) -> Gpa:
+        """Guest physical address of a page fault or breakpoint."""
+        at = self._shape.gpa
+        if at is None:
+            raise self._shape.missing("gpa")
+        gpa: Gpa = _U64(self.raw, at)[0]
+        return gpa
+
+    @property
+    def access(self) -> PageAccess:
+        """The kind of access of a page fault."""
+        at = self._shape.access
+        if at is None:
+            raise self._shape.missing("access")
+        return _ACCESS[self.raw[at]]
