@@ -1,0 +1,220 @@
+"""Binding: a plan's extents to the guest physical bytes that they are in one boot.
+
+Rules were resolved against each other in virtual space. Where two virtual ranges meet on one frame, both sets of rules
+hold there and the stricter answer wins: an `allow` never reaches through an alias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from policyc.addresses import PAGE_SHIFT, Gfn, Gpa, Gva, GvaRange, Range
+from policyc.catalog import Access
+from policyc.guest.paging import AddressSpace, Translation, Unmapped, Walk, walk
+from policyc.guest.requests import PageReply, PageRequest
+from policyc.plan.model import Plan
+from policyc.plan.pages import denied_on, hold
+from policyc.plan.places import Base, Extent
+from policyc.plan.sweep import Segment, sweep
+from policyc.plan.tables import code_places, events_of, segments_of
+from policyc.plan.verdicts import Cell, CodeRanges, Group, Space, VerdictTable
+from policyc.runtime.bound import BoundPlan, CodeFrames, UnboundPlace
+
+__all__ = ["BindError", "Binding", "Location", "bind"]
+
+MAX_FRAMES = 1 << 20
+"""Frames that one plan may restrict: 4 GiB of guest memory."""
+
+
+class BindError(Exception):
+    """The plan can't be bound to this guest; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a guest keeps what extents count from.
+
+    Attributes:
+        slide: what to add to the profile's addresses.
+        space: the page tables to translate with.
+        idts, gdts: the descriptor tables of the vCPUs, as virtual ranges without repetition.
+    """
+
+    slide: int
+    space: AddressSpace
+    idts: tuple[GvaRange, ...]
+    gdts: tuple[GvaRange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A bound plan and the page walk that it rests on, to be compared again before it is armed."""
+
+    plan: BoundPlan
+    walk: Walk
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Virtual bytes with the rules written about them; `rules` is empty for code that is only trusted."""
+
+    span: GvaRange
+    rules: Group
+
+
+def bind(
+    plan: Plan, location: Location, *, cpu: str = "any", skip_unmapped: bool = False
+) -> Generator[PageRequest, PageReply, Binding]:
+    """Translate everything that the plan names.
+
+    Args:
+        plan: with extents for all of its places.
+        location: from the search for the kernel.
+        cpu: whose page rights count, once the guest's processor is known.
+        skip_unmapped: leave out bytes that aren't mapped, and list them, instead of refusing.
+
+    Raises:
+        BindError: bytes that a rule guards or trusts aren't mapped, too many frames, rights that can't be held.
+        WalkLimitError: the guest's page tables make the walk too large.
+    """
+    pieces = list(_pieces(plan, location))
+    trusted = {place: _code_spans(plan, location, place) for place in code_places(plan.rules)}
+    copies = [_slid(plan, location, extent) for extent in plan.guest.copy_routines]
+    code_spans = [span for spans in trusted.values() for span in spans] + copies
+    found = yield from walk(location.space, [*(piece.span for piece in pieces), *code_spans])
+
+    unbound = [
+        UnboundPlace(_name(plan, piece), hole.gva_range.start, hole.gva_range.end, hole.reason.value)
+        for piece, parts in zip(pieces, found.ranges[: len(pieces)], strict=True)
+        for hole in parts
+        if isinstance(hole, Unmapped)
+    ]
+    if unbound and not skip_unmapped:
+        first = unbound[0]
+        raise BindError(
+            f"`{first.place}` can't be guarded whole: [{first.gva_start:#x}, {first.gva_end:#x}) is {first.reason}"
+            + (f", and {len(unbound) - 1} more ranges" if len(unbound) > 1 else "")
+        )
+    table, rights, notes = _physical_table(plan, pieces, found, cpu, trusted, copies)
+    runs = [
+        (part.gva_range.start, part.gva_range.end, part.gpa_start)
+        for parts in found.ranges[len(pieces) :]
+        for part in parts
+        if isinstance(part, Translation)
+    ]
+    bound = BoundPlan(table, rights, CodeFrames(runs), location.slide, tuple(unbound), notes)
+    return Binding(bound, found)
+
+
+def _pieces(plan: Plan, location: Location) -> Iterable[_Piece]:
+    """Every virtual segment with its rules; descriptor tables as often as vCPUs have different ones."""
+    image = plan.guest.image_base + location.slide
+    for base, segments in segments_of(plan).items():
+        for segment in segments:
+            match base:
+                case Base.IMAGE:
+                    yield _piece(segment, image, None)
+                case Base.VIRTUAL:
+                    yield _piece(segment, 0, None)
+                case Base.IDT | Base.GDT:
+                    for table in location.idts if base is Base.IDT else location.gdts:
+                        if segment.start < table.size:
+                            yield _piece(segment, table.start, table.end)
+                case Base.PHYSICAL:
+                    pass
+
+
+def _piece(segment: Segment, origin: int, limit: int | None) -> _Piece:
+    end = origin + segment.end if limit is None else min(origin + segment.end, limit)
+    return _Piece(Range(Gva(origin + segment.start), Gva(end)), segment.members)
+
+
+def _slid(plan: Plan, location: Location, extent: Extent) -> GvaRange:
+    origin = plan.guest.image_base + location.slide if extent.base is Base.IMAGE else 0
+    return Range(Gva(origin + extent.start), Gva(origin + extent.end))
+
+
+def _code_spans(plan: Plan, location: Location, place: int) -> tuple[GvaRange, ...]:
+    extents = plan.places[place].extents or ()
+    return tuple(_slid(plan, location, extent) for extent in extents if extent.base in (Base.IMAGE, Base.VIRTUAL))
+
+
+def _physical_table(
+    plan: Plan,
+    pieces: Sequence[_Piece],
+    found: Walk,
+    cpu: str,
+    trusted: Mapping[int, Sequence[GvaRange]],
+    copies: Sequence[GvaRange],
+) -> tuple[VerdictTable, dict[Gfn, Access], tuple[str, ...]]:
+    groups: dict[Group, int] = {}
+    ranges = [
+        (part.gpa_start, part.gpa_range.end, groups.setdefault(piece.rules, len(groups)))
+        for piece, parts in zip(pieces, found.ranges[: len(pieces)], strict=True)
+        for part in parts
+        if isinstance(part, Translation)
+    ]
+    ranges += [
+        (Gpa(segment.start), Gpa(segment.end), groups.setdefault(segment.members, len(groups)))
+        for segment in segments_of(plan).get(Base.PHYSICAL, ())
+    ]
+    segments = sweep(ranges)
+    by_number = tuple(groups)
+    cells: dict[Cell, int] = {}
+    numbered = [
+        (s.start, s.end, cells.setdefault(tuple(by_number[member] for member in s.members), len(cells)))
+        for s in segments
+    ]
+    rights, notes = _rights(plan, tuple(cells), numbered, cpu)
+    table = VerdictTable(
+        rules=plan.rules,
+        policies=tuple(policy.name for policy in plan.policies),
+        cells=tuple(cells),
+        spaces={Base.PHYSICAL: Space(numbered)},
+        events=events_of(plan.rules),
+        code={place: CodeRanges((s.start, s.end) for s in spans) for place, spans in trusted.items()},
+        copy_routines=CodeRanges((s.start, s.end) for s in copies),
+    )
+    return table, rights, notes
+
+
+def _rights(
+    plan: Plan, cells: Sequence[Cell], segments: Sequence[tuple[int, int, int]], cpu: str
+) -> tuple[dict[Gfn, Access], tuple[str, ...]]:
+    """The rights of every frame: the union of what its segments need denied, widened to what hardware can hold."""
+    denied_in = [_denied(plan, cell) for cell in cells]
+    denied: dict[Gfn, Access] = {}
+    frames = 0
+    for start, end, cell in segments:
+        if not denied_in[cell]:
+            continue
+        first, last = start >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT
+        frames += last - first + 1
+        if frames > MAX_FRAMES:
+            raise BindError(f"the plan restricts more than {MAX_FRAMES} frames")
+        for number in range(first, last + 1):
+            gfn = Gfn(number)
+            denied[gfn] = denied.get(gfn, Access.NONE) | denied_in[cell]
+    held = {mask: hold(mask, cpu) for mask in set(denied.values())}
+    impossible = [mask for mask, result in held.items() if result.impossible]
+    if impossible:
+        raise BindError("the plan needs execute-only pages, and this guest's processor has none")
+    notes = tuple(
+        f"pages that deny {mask.rwx} also lose {result.widened.rwx}: the hardware can't hold less"
+        for mask, result in sorted(held.items())
+        if result.widened
+    )
+    return {gfn: held[mask].allowed for gfn, mask in denied.items()}, notes
+
+
+def _denied(plan: Plan, cell: Cell) -> Access:
+    denied = Access.NONE
+    for group in cell:
+        denied |= denied_on(plan.rules, group)
+    return denied
+
+
+def _name(plan: Plan, piece: _Piece) -> str:
+    places = plan.rules[piece.rules[0]].places
+    return str(plan.places[places[0]].place)

@@ -1,0 +1,146 @@
+"""A plan bound to one boot of one guest: rights by frame, verdicts by guest physical byte.
+
+Everything the reply loop looks at is flat: sorted arrays of edges, and per segment the answer itself where it doesn't
+depend on who makes the access.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from policyc.addresses import PAGE_SIZE, Gfn, Gpa, Gva
+from policyc.catalog import Access, EffectKind
+from policyc.plan.places import Base
+from policyc.plan.verdicts import (
+    NEAR_ZONE,
+    CodeRanges,
+    Group,
+    MemoryAccess,
+    Origin,
+    Space,
+    Verdict,
+    VerdictTable,
+    decide,
+)
+
+__all__ = ["UNBOUND", "BoundPlan", "CodeFrames", "UnboundPlace"]
+
+NOWHERE = Origin(rip=0)
+"""Stands in where the verdict doesn't depend on the origin."""
+
+
+class CodeFrames:
+    """Where binding found the code that `from` clauses trust: virtual runs and the physical byte each begins at."""
+
+    __slots__ = ("_ends", "_gpas", "_starts")
+
+    def __init__(self, runs: Sequence[tuple[int, int, int]]) -> None:
+        ordered = sorted(runs)
+        self._starts = [start for start, _, _ in ordered]
+        self._ends = [end for _, end, _ in ordered]
+        self._gpas = [gpa for _, _, gpa in ordered]
+
+    def gpa_of(self, address: int) -> Gpa | None:
+        """Where `address` led when the plan was bound; None if it is no trusted code."""
+        index = bisect_right(self._starts, address) - 1
+        if index < 0 or address >= self._ends[index]:
+            return None
+        return Gpa(self._gpas[index] + address - self._starts[index])
+
+
+@dataclass(frozen=True, slots=True)
+class UnboundPlace:
+    """Bytes of a place that lead nowhere in this guest, and why."""
+
+    place: str
+    gva_start: Gva
+    gva_end: Gva
+    reason: str
+
+
+@dataclass(frozen=True)
+class BoundPlan:
+    """What is enforced on one guest.
+
+    Attributes:
+        table: verdicts over guest physical memory.
+        rights: allowed accesses of every frame that isn't rwx.
+        code: where trusted code lies.
+        slide: what binding added to the profile's addresses.
+        unbound: bytes that aren't mapped in this guest.
+        notes: what was widened, in sentences.
+    """
+
+    table: VerdictTable
+    rights: Mapping[Gfn, Access]
+    code: CodeFrames
+    slide: int
+    unbound: tuple[UnboundPlace, ...] = ()
+    notes: tuple[str, ...] = ()
+    _fixed: dict[tuple[int, int], Verdict | None] = field(default_factory=dict)
+
+    def fixed_verdict(self, access: int, gpa: int) -> Verdict | None:
+        """The verdict on an access that begins at `gpa`, where neither its size nor its origin can change it.
+
+        This is the hot path: one bisection and one look-up. None means that `decide` has to be asked.
+        """
+        space = self.table.spaces[Base.PHYSICAL]
+        starts = space.starts
+        index = bisect_right(starts, gpa) - 1
+        zone = min(gpa + NEAR_ZONE, (gpa | (PAGE_SIZE - 1)) + 1)
+        if index >= 0 and gpa < space.ends[index]:
+            if zone > space.ends[index]:
+                return None
+            cell = space.cells[index]
+        else:
+            if index + 1 < len(starts) and starts[index + 1] < zone:
+                return None
+            cell = -1
+        key = (access, cell)
+        try:
+            return self._fixed[key]
+        except KeyError:
+            verdict = self._fixed[key] = self._fix(Access(access), cell, Gpa(gpa))
+            return verdict
+
+    def keeps_unwritable(self, gpa: Gpa, size: int) -> bool:
+        """Whether nobody but code that the plan trusts can write these bytes: what is decoded there stays so."""
+        cells = self.table.spaces[Base.PHYSICAL].touched(gpa, gpa + size)
+        return all(cell >= 0 and any(map(self._denies_writes, self.table.cells[cell])) for cell in cells)
+
+    def runs(self) -> Iterator[tuple[Gfn, int, Access]]:
+        """The rights as runs of neighbouring frames: first frame, count, allowed."""
+        first, count, allowed = Gfn(0), 0, Access.NONE
+        for gfn in sorted(self.rights):
+            if count and gfn == first + count and self.rights[gfn] == allowed:
+                count += 1
+                continue
+            if count:
+                yield first, count, allowed
+            first, count, allowed = gfn, 1, self.rights[gfn]
+        if count:
+            yield first, count, allowed
+
+    def _fix(self, access: Access, cell: int, gpa: Gpa) -> Verdict | None:
+        groups = self.table.cells[cell] if cell >= 0 else ()
+        if any(not self.table.rules[index].unconditional for group in groups for index in group):
+            return None
+        verdict = decide(self.table, MemoryAccess(access, Base.PHYSICAL, gpa, 1, NOWHERE))
+        return verdict if isinstance(verdict, Verdict) else None
+
+    def _denies_writes(self, group: Group) -> bool:
+        rules = [self.table.rules[index] for index in group if self.table.rules[index].access & Access.W]
+        if any(rule.effect.kind is EffectKind.ALLOW and rule.unconditional for rule in rules):
+            return False
+        return any(rule.enforce and rule.effect.kind >= EffectKind.SKIP and not rule.origin for rule in rules)
+
+
+UNBOUND = BoundPlan(
+    table=VerdictTable((), (), (), {Base.PHYSICAL: Space(())}, {}, {}, CodeRanges(())),
+    rights={},
+    code=CodeFrames(()),
+    slide=0,
+)
+"""What is in force before a plan is: nothing."""

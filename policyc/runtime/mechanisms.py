@@ -1,0 +1,109 @@
+"""How each effect is brought about on the wire: the catalogue's mechanisms, one function each.
+
+A mechanism ends by answering the event, exactly once, and returns what was done in words for the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from policyc.catalog import VECTORS, EffectKind, Mechanism
+from policyc.kvmi.events import CrData, MsrData, NewValue
+from policyc.kvmi.messages import InjectException, Refused, SetRegisters
+from policyc.kvmi.vocabulary import Action, ErrorCode
+from policyc.plan.model import Effect
+from policyc.runtime.facts import Examination
+from policyc.runtime.procedure import Answer, Procedure, ask
+
+__all__ = ["MECHANISMS", "RIP_MASK"]
+
+RIP_MASK = (1 << 64) - 1
+HAS_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17})
+
+Carry = Callable[[Examination, Effect], Procedure[str]]
+
+
+def let_pass(case: Examination, effect: Effect) -> Procedure[str]:
+    """CONTINUE: the kernel performs the access by emulation, or goes on after the event."""
+    data = case.event.data
+    if isinstance(data, (CrData, MsrData)):
+        return (yield from write_new_value(case, effect))
+    yield Answer(case.event, Action.CONTINUE)
+    return "let through"
+
+
+def write_new_value(case: Examination, effect: Effect) -> Procedure[str]:
+    """CONTINUE with the value that the guest wrote: a reply without value would write 0."""
+    yield Answer(case.event, Action.CONTINUE, NewValue(_register_write(case).new))
+    return "let through"
+
+
+def keep_old_value(case: Examination, effect: Effect) -> Procedure[str]:
+    """CONTINUE with the value that the register has."""
+    yield Answer(case.event, Action.CONTINUE, NewValue(_register_write(case).old))
+    return "kept the old value"
+
+
+def pin_bits(case: Examination, effect: Effect) -> Procedure[str]:
+    """CONTINUE with the new value, the pinned bits as they were set before."""
+    data = _register_write(case)
+    yield Answer(case.event, Action.CONTINUE, NewValue(data.new | (data.old & effect.argument)))
+    return f"kept the bits {data.old & effect.argument:#x}"
+
+
+def skip_or_fault(case: Examination, effect: Effect) -> Procedure[str]:
+    """Step over a pure store; raise #GP where stepping over would lose a register or flags."""
+    instruction = yield from case.decoded()
+    if instruction is not None and instruction.is_pure_store:
+        return (yield from skip(case, effect))
+    return (yield from fault(case, Effect(EffectKind.FAULT, VECTORS["gp"])))
+
+
+def skip(case: Examination, effect: Effect) -> Procedure[str]:
+    """SET_REGISTERS with RIP behind the instruction, then RETRY: the vCPU goes on there."""
+    instruction = yield from case.decoded()
+    if instruction is None:
+        return (yield from fault(case, Effect(EffectKind.FAULT, VECTORS["gp"])))
+    regs = case.event.regs
+    past = regs._replace(rip=(regs.rip + instruction.length) & RIP_MASK)
+    result = yield from ask(SetRegisters(case.event.vcpu, past))
+    if isinstance(result, Refused):
+        return (yield from fault(case, Effect(EffectKind.FAULT, VECTORS["gp"])))
+    yield Answer(case.event, Action.RETRY)
+    return "skipped the instruction"
+
+
+def fault(case: Examination, effect: Effect) -> Procedure[str]:
+    """INJECT_EXCEPTION, then RETRY. If something else is delivered first, the access comes back and so do we."""
+    result = yield from ask(InjectException(case.event.vcpu, effect.argument))
+    yield Answer(case.event, Action.RETRY)
+    if isinstance(result, Refused) and result.errno != ErrorCode.EBUSY:
+        return f"tried again: the exception was refused ({result.name})"
+    return f"injected exception {effect.argument}"
+
+
+def crash(case: Examination, effect: Effect) -> Procedure[str]:
+    """CRASH: the VMM stops the guest. A register write is refused as well, should the guest run on."""
+    data = case.event.data
+    kept = NewValue(data.old) if isinstance(data, (CrData, MsrData)) else None
+    yield Answer(case.event, Action.CRASH, kept)
+    return "asked the VMM to stop the guest"
+
+
+MECHANISMS: Mapping[Mechanism, Carry] = {
+    Mechanism.PASS: let_pass,
+    Mechanism.NEW_VALUE: write_new_value,
+    Mechanism.OLD_VALUE: keep_old_value,
+    Mechanism.PINNED_VALUE: pin_bits,
+    Mechanism.SKIP_OR_FAULT: skip_or_fault,
+    Mechanism.SKIP: skip,
+    Mechanism.FAULT: fault,
+    Mechanism.CRASH: crash,
+}
+"""What this version carries out. A plan that needs another mechanism is refused before anything is armed."""
+
+
+def _register_write(case: Examination) -> CrData | MsrData:
+    data = case.event.data
+    assert isinstance(data, (CrData, MsrData)), "only CR and MSR events carry a value"
+    return data

@@ -1,0 +1,122 @@
+"""Conversations with the kernel, written as generators: they yield what they wait for and are sent what came of it.
+
+A procedure performs no I/O and reads no clock. The enforcer runs several side by side, one for arming or leaving and
+one for each vCPU whose event needs more than a look at a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+from policyc.addresses import PAGE_SIZE, Gfn, frame_start
+from policyc.guest.requests import PageReply, PageRequest
+from policyc.kvmi.events import Event, EventReplyData
+from policyc.kvmi.messages import Command, ReadPhysical, ReadPhysicalReply, Refused, ReplyData
+from policyc.kvmi.vocabulary import Action
+from policyc.runtime.records import Record
+
+__all__ = [
+    "Answer",
+    "Commands",
+    "Emit",
+    "Pause",
+    "Procedure",
+    "Resume",
+    "Sleep",
+    "TimedOutError",
+    "Wait",
+    "ask",
+    "ask_all",
+    "read_pages",
+]
+
+Result: TypeAlias = ReplyData | Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """Send these; resumed with a tuple of their results, in order."""
+
+    commands: tuple[Command, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait until each of these vCPUs has sent its PAUSE event and stands still; resumed with None."""
+
+    vcpus: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Answer every PAUSE event that is held; resumed with None at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Resumed with None after so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer an event; resumed with None at once."""
+
+    event: Event
+    action: Action
+    data: EventReplyData | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Write a record; resumed with None at once."""
+
+    record: Record
+
+
+Wait: TypeAlias = Commands | Pause | Resume | Sleep | Answer | Emit
+Sent: TypeAlias = "tuple[Result, ...] | None"
+T = TypeVar("T")
+Procedure: TypeAlias = Generator[Wait, Sent, T]
+
+
+class TimedOutError(Exception):
+    """Thrown into a procedure whose wait went past its deadline; the text says what never came."""
+
+
+def ask_all(commands: Iterable[Command]) -> Procedure[tuple[Result, ...]]:
+    """Send commands and take all of their results, in order."""
+    wanted = tuple(commands)
+    if not wanted:
+        return ()
+    results = yield Commands(wanted)
+    assert results is not None, "the enforcer resumes Commands with their results"
+    return results
+
+
+def ask(command: Command) -> Procedure[Result]:
+    """Send one command and take its result."""
+    (result,) = yield from ask_all((command,))
+    return result
+
+
+def read_pages(asking: Generator[PageRequest, PageReply, T]) -> Procedure[T]:
+    """Run a generator that asks for guest frames, reading them with READ_PHYSICAL."""
+    try:
+        request = next(asking)
+        while True:
+            request = asking.send((yield from _pages(request)))
+    except StopIteration as end:
+        answer: T = end.value
+        return answer
+
+
+def _pages(request: PageRequest) -> Procedure[PageReply]:
+    results = yield from ask_all(ReadPhysical(frame_start(gfn), PAGE_SIZE) for gfn in request.gfns)
+    pages: dict[Gfn, bytes | None] = {}
+    for gfn, result in zip(request.gfns, results, strict=True):
+        pages[gfn] = result.data if isinstance(result, ReadPhysicalReply) else None
+    return pages

@@ -1,0 +1,198 @@
+"""Runs procedures side by side: which of them waits for which result, event or moment.
+
+Commands go out in windows, so that thousands of reads neither fill a socket nor delay a reply by more than a window.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from policyc.kvmi.events import Event
+from policyc.kvmi.messages import Command, Refused, ReplyData
+from policyc.kvmi.vocabulary import Action
+from policyc.runtime.procedure import (
+    Answer,
+    Commands,
+    Emit,
+    Pause,
+    Procedure,
+    Resume,
+    Sent,
+    Sleep,
+    TimedOutError,
+    Wait,
+)
+from policyc.runtime.steps import Output, Reply, Send, Write
+
+__all__ = ["COMMAND_TIMEOUT", "Scheduler"]
+
+COMMAND_TIMEOUT = 5.0
+"""Seconds that a command or a PAUSE event may take: a vCPU outside KVM_RUN never answers."""
+
+WINDOW = 64
+"""Commands of one procedure that are under way at once."""
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Task(Generic[T]):
+    """A procedure under way."""
+
+    procedure: Procedure[T]
+    done: Callable[[T, float, list[Output]], None]
+    deadline: float | None = None
+    paused: frozenset[int] | None = None
+    asleep: bool = False
+    queue: deque[tuple[int, Command]] = field(default_factory=deque)
+    results: list[ReplyData | Refused | None] = field(default_factory=list)
+    missing: int = 0
+
+
+class Scheduler:
+    """The procedures of one connection, and the vCPUs that are held still for them.
+
+    Attributes:
+        held: the PAUSE event of each vCPU that stands still, by index.
+        stopped_since: when the first vCPU was held; None while all run.
+        longest_stop: seconds that vCPUs stood still the longest time.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[int, Event] = {}
+        self.stopped_since: float | None = None
+        self.longest_stop = 0.0
+        self._tasks: list[_Task[object]] = []
+        self._waiting: dict[int, tuple[_Task[object], int]] = {}
+        self._next_ticket = 0
+
+    @property
+    def deadline(self) -> float | None:
+        """The next moment at which `time_passed` has something to do."""
+        return min((task.deadline for task in self._tasks if task.deadline is not None), default=None)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no procedure is under way."""
+        return not self._tasks
+
+    def start(
+        self, procedure: Procedure[T], done: Callable[[T, float, list[Output]], None], now: float, out: list[Output]
+    ) -> None:
+        """Run a procedure up to its first wait; `done` is called with its result when it ends."""
+        task = _Task(procedure, done)
+        self._tasks.append(task)  # type: ignore[arg-type]  # a list of tasks of different results
+        self._advance(task, None, now, out)  # type: ignore[arg-type]
+
+    def answered(self, ticket: int, result: ReplyData | Refused, now: float, out: list[Output]) -> None:
+        """Hand a command's result to the procedure that sent it. Results of procedures that ended are dropped."""
+        entry = self._waiting.pop(ticket, None)
+        if entry is None:
+            return
+        task, position = entry
+        task.results[position] = result
+        task.missing -= 1
+        if task.missing:
+            self._send_next(task, out)
+            return
+        results = tuple(found for found in task.results if found is not None)
+        self._advance(task, results, now, out)
+
+    def hold(self, event: Event, now: float, out: list[Output]) -> None:
+        """Note that a vCPU stands still, and resume whoever waited for it."""
+        if not self.held:
+            self.stopped_since = now
+        self.held[event.vcpu] = event
+        for task in list(self._tasks):
+            if task.paused is not None and task.paused <= self.held.keys():
+                task.paused = None
+                self._advance(task, None, now, out)
+
+    def time_passed(self, now: float, out: list[Output]) -> None:
+        """Wake sleepers, and tell procedures whose wait took too long."""
+        for task in list(self._tasks):
+            if task.deadline is None or now < task.deadline or task not in self._tasks:
+                continue
+            if task.asleep:
+                task.asleep = False
+                self._advance(task, None, now, out)
+                continue
+            what = "PAUSE events" if task.paused is not None else f"{task.missing} commands"
+            self._forget(task)
+            self._advance(task, None, now, out, TimedOutError(f"{what} unanswered for {COMMAND_TIMEOUT:g} seconds"))
+
+    def cancel(self) -> None:
+        """End every procedure where it stands."""
+        for task in self._tasks:
+            task.procedure.close()
+        self._tasks.clear()
+        self._waiting.clear()
+
+    def release(self, now: float, out: list[Output]) -> None:
+        """Let every held vCPU go on."""
+        out.extend(Reply(event, Action.CONTINUE) for event in self.held.values())
+        self.held.clear()
+        if self.stopped_since is not None:
+            self.longest_stop = max(self.longest_stop, now - self.stopped_since)
+            self.stopped_since = None
+
+    def _advance(
+        self, task: _Task[object], sent: Sent, now: float, out: list[Output], error: TimedOutError | None = None
+    ) -> None:
+        task.deadline = None
+        while True:
+            try:
+                wait = task.procedure.throw(error) if error is not None else task.procedure.send(sent)
+            except StopIteration as end:
+                self._tasks.remove(task)
+                task.done(end.value, now, out)
+                return
+            sent, error = None, None
+            if self._begin(task, wait, now, out):
+                return
+
+    def _begin(self, task: _Task[object], wait: Wait, now: float, out: list[Output]) -> bool:
+        """Start a wait; False where the procedure can go on at once."""
+        match wait:
+            case Commands(commands):
+                task.results = [None] * len(commands)
+                task.missing = len(commands)
+                task.queue = deque(enumerate(commands))
+                task.deadline = now + COMMAND_TIMEOUT
+                for _ in range(WINDOW):
+                    self._send_next(task, out)
+                return True
+            case Pause(vcpus):
+                if vcpus <= self.held.keys():
+                    return False
+                task.paused = vcpus
+                task.deadline = now + COMMAND_TIMEOUT
+                return True
+            case Sleep(seconds):
+                task.asleep = True
+                task.deadline = now + seconds
+                return True
+            case Resume():
+                self.release(now, out)
+            case Answer(event, action, data):
+                out.append(Reply(event, action, data))
+            case Emit(record):
+                out.append(Write(record))
+        return False
+
+    def _send_next(self, task: _Task[object], out: list[Output]) -> None:
+        if task.queue:
+            position, command = task.queue.popleft()
+            self._next_ticket += 1
+            self._waiting[self._next_ticket] = (task, position)
+            out.append(Send(self._next_ticket, command))
+
+    def _forget(self, task: _Task[object]) -> None:
+        """Drop what the task still waits for."""
+        self._waiting = {ticket: entry for ticket, entry in self._waiting.items() if entry[0] is not task}
+        task.queue.clear()
+        task.paused = None
+        task.missing = 0

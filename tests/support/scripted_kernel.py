@@ -1,0 +1,340 @@
+"""A KVMI kernel that does as a test tells it: real wire objects, guest memory made by hand, no guest code.
+
+It plays the kernel's side for the enforcer without sockets and without time, so that every message, refusal and
+hang-up can be put exactly where a test wants it. Attacks by real code are tried against the emulator, not here.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from policyc.addresses import PAGE_SIZE, Gfn, Gpa, gfn_of
+from policyc.compiler.pipeline import compile_policies
+from policyc.diagnostics import Source
+from policyc.guest.readers import build_profile
+from policyc.kvmi import (
+    NEED_DATA,
+    CommandReceived,
+    CpuMode,
+    Dialect,
+    EventKind,
+    Hello,
+    HelloForm,
+    KernelConnection,
+    Status,
+    ToolConnection,
+    VcpuState,
+)
+from policyc.kvmi.events import EventData, NewValue
+from policyc.kvmi.kernel import EventReplyReceived, HelloAnswer
+from policyc.kvmi.messages import (
+    DONE,
+    CheckCommand,
+    CheckEvent,
+    Command,
+    GetInfo,
+    GetInfoReply,
+    GetRegisters,
+    GetRegistersReply,
+    GetVersion,
+    GetVersionReply,
+    PauseVcpu,
+    ReadPhysical,
+    ReadPhysicalReply,
+    ReplyData,
+    SetPageAccess,
+    TranslateGva,
+    TranslateGvaReply,
+)
+from policyc.kvmi.pages import page_entries
+from policyc.kvmi.registers import DescriptorTable, EventMsrs, MsrEntry, Registers, SystemRegisters
+from policyc.kvmi.tool import Reply as CommandReply
+from policyc.kvmi.vocabulary import Action, ErrorCode
+from policyc.plan.model import Plan
+from policyc.runtime.enforcer import State, begin, step
+from policyc.runtime.records import Record
+from policyc.runtime.steps import (
+    Answered,
+    Disconnect,
+    GreetVmm,
+    Input,
+    Lost,
+    Output,
+    Reply,
+    Send,
+    TimePassed,
+    Told,
+    Write,
+)
+from tests.support.guest_memory import GuestMemory
+
+__all__ = ["IMAGE_BASE", "SLIDE", "SYSTEM_MAP", "Conversation", "EventAnswer", "compile_plan", "gpa_of"]
+
+IMAGE_BASE = 0xFFFFFFFF81000000
+SLIDE = 0x4200000
+IMAGE_GPA = 0x100_0000
+IMAGE_PAGES = 16
+IDT_GVA = 0xFFFFFE0000000000
+UNMAPPED = (1 << 64) - 1
+
+SYSTEM_MAP = b"""\
+ffffffff81000000 T _stext
+ffffffff81000000 T _text
+ffffffff81000080 T entry_SYSCALL_64
+ffffffff81000a10 T asm_exc_divide_error
+ffffffff81000c60 T asm_exc_page_fault
+ffffffff81001000 T schedule
+ffffffff81001200 T text_poke_memcpy
+ffffffff81001240 T __text_poke
+ffffffff81001300 T memcpy
+ffffffff81001340 T after_memcpy
+ffffffff81002345 T _etext
+ffffffff81004000 R __start_rodata
+ffffffff81004240 R sys_call_table
+ffffffff81004440 R after_sys_call_table
+ffffffff81006000 R __end_rodata
+ffffffff81006000 D _sdata
+ffffffff81006104 D guarded_object
+ffffffff81006114 D neighbour
+ffffffff81007000 D _edata
+ffffffff81008000 B _end
+"""
+
+Result = ReplyData | ErrorCode | None
+
+
+def compile_plan(*texts: str, system_map: bytes = SYSTEM_MAP) -> Plan:
+    """A plan for the scripted guest."""
+    sources = [Source(f"{number}.policy", text) for number, text in enumerate(texts)]
+    result = compile_policies(sources, build_profile(system_map))
+    assert result.plan is not None, [diagnostic.message for diagnostic in result.diagnostics]
+    return result.plan
+
+
+def gpa_of(link_address: int) -> Gpa:
+    """Where a link address of the image lies in the scripted guest's physical memory."""
+    return Gpa(IMAGE_GPA + link_address - IMAGE_BASE)
+
+
+def guest_memory(slide: int = SLIDE) -> tuple[GuestMemory, Gpa]:
+    """The kernel image in 4 KiB pages, and an IDT with two gates; returns the memory and the root of its tables."""
+    memory = GuestMemory()
+    root = memory.new_page()
+    for page in range(IMAGE_PAGES):
+        gpa = IMAGE_GPA + page * PAGE_SIZE
+        memory.write(gpa, bytes([0x90]) * PAGE_SIZE)
+        memory.map(root, IMAGE_BASE + slide + page * PAGE_SIZE, gpa)
+    idt = memory.new_page()
+    memory.map(root, IDT_GVA, idt)
+    for vector, handler in ((0, IMAGE_BASE + 0xA10 + slide), (14, IMAGE_BASE + 0xC60 + slide)):
+        gate = struct.pack("<HHBBHII", handler & 0xFFFF, 0x10, 0, 0x8E, handler >> 16 & 0xFFFF, handler >> 32, 0)
+        memory.write(idt + vector * 16, gate)
+    return memory, root
+
+
+@dataclass(frozen=True)
+class EventAnswer:
+    """What the tool did with an event: the action, and the value that a register is to get."""
+
+    action: Action | None
+    value: NewValue | None
+
+
+@dataclass
+class Conversation:
+    """The enforcer and the scripted kernel, talking until both have nothing more to say.
+
+    Attributes:
+        override: asked first about every command; what it returns, unless None, is the answer.
+        log: the names of the commands, in the order they came, runs of one name once.
+        rights: rights that the tool has set, by frame.
+        answers: what the tool did with events, in order.
+        records: what it wrote down.
+    """
+
+    plan: Plan
+    dialect: Dialect
+    slide: int = SLIDE
+    vcpus: int = 1
+    override: Callable[[Command], Result] = lambda command: None
+    state: State = field(init=False)
+    now: float = 100.0
+    log: list[str] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
+    rights: dict[Gfn, int] = field(default_factory=dict)
+    answers: list[EventAnswer] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
+    disconnected: str | None = None
+    silent_pauses: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.memory, self.root = guest_memory(self.slide)
+        self.state = State(self.plan)
+        self.tool = ToolConnection()
+        self.kernel = KernelConnection(self.dialect, vcpu_count=self.vcpus)
+        self._tickets: dict[int, int] = {}
+        begin(self.state, self.now)
+
+    # --- what a test does ---
+
+    def connect(self) -> None:
+        """Say hello and talk until the guest is armed or refused."""
+        form = HelloForm.V12 if self.dialect.name == "kvmi-v12" else HelloForm.V7
+        self.kernel.send_hello(Hello(bytes(range(16)), "scripted", form=form))
+        self.talk()
+
+    def event(
+        self, kind: EventKind, data: EventData | None = None, *, rip: int, rsp: int = 0, vcpu: int = 0
+    ) -> EventAnswer:
+        """Raise an event and return what the tool did with it."""
+        before = len(self.answers)
+        self.kernel.send_event(kind, vcpu, self._vcpu_state(rip, rsp), data)
+        self.talk()
+        (answer,) = self.answers[before:]
+        return answer
+
+    def feed(self, input: Input) -> None:
+        """Hand the enforcer something that doesn't come over the wire, then talk."""
+        self._carry_out(step(self.state, self.now, input))
+        self.talk()
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, waking the enforcer at each of its deadlines."""
+        end = self.now + seconds
+        while (deadline := self.state.deadline) is not None and deadline <= end:
+            self.now = max(self.now, deadline)
+            self.feed(TimePassed())
+        self.now = end
+
+    def hang_up(self) -> None:
+        """The peer is gone."""
+        self._carry_out(step(self.state, self.now, Lost("the peer closed the connection")))
+
+    def phases(self) -> list[str]:
+        """The states that were recorded, in order."""
+        return [record.state for record in self.records if hasattr(record, "state")]
+
+    # --- the two sides ---
+
+    def talk(self) -> None:
+        """Pump until neither side has anything to send."""
+        while True:
+            to_tool = b"".join(self.kernel.data_to_send())
+            if to_tool:
+                self._tool_reads(to_tool)
+            to_kernel = b"".join(self.tool.data_to_send())
+            if to_kernel:
+                self._kernel_reads(to_kernel)
+            if not to_tool and not to_kernel:
+                return
+
+    def _tool_reads(self, data: bytes) -> None:
+        self.tool.receive_data(data)
+        while (event := self.tool.next_event()) is not NEED_DATA:
+            assert not isinstance(event, Status)
+            if isinstance(event, CommandReply):
+                ticket = self._tickets.pop(event.seq)
+                self._carry_out(step(self.state, self.now, Answered(ticket, event.result)))
+            else:
+                self._carry_out(step(self.state, self.now, event))
+
+    def _carry_out(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            match output:
+                case Reply(event, action, data):
+                    self.tool.reply(event, action, data)
+                case Send(ticket, command):
+                    self._tickets[self.tool.send(command)] = ticket
+                case GreetVmm():
+                    self.tool.answer_hello()
+                case Write(record):
+                    self.records.append(record)
+                case Told():
+                    self.told.append(output)
+                case Disconnect(reason):
+                    self.disconnected = reason
+
+    def _kernel_reads(self, data: bytes) -> None:
+        self.kernel.receive_data(data)
+        while (received := self.kernel.next_event()) is not NEED_DATA:
+            match received:
+                case CommandReceived(command=command):
+                    self._note(command)
+                    result = self.override(command)
+                    if result is None:
+                        result = self._carry_out_command(command)
+                    if isinstance(result, ErrorCode):
+                        self.kernel.refuse(received, result)
+                    elif result is not SILENCE:
+                        self.kernel.answer(received, result)
+                    if isinstance(command, PauseVcpu) and result is DONE and command.vcpu not in self.silent_pauses:
+                        rip = IMAGE_BASE + self.slide + 0x1000
+                        self.kernel.send_event(EventKind.PAUSE, command.vcpu, self._vcpu_state(rip, 0), None)
+                case EventReplyReceived(action=action, data=reply_data, kind=kind):
+                    if kind is not EventKind.PAUSE:
+                        value = reply_data if isinstance(reply_data, NewValue) else None
+                        self.answers.append(EventAnswer(action, value))
+                case HelloAnswer():
+                    pass
+                case other:
+                    raise AssertionError(f"the tool sent {other}")
+
+    def _note(self, command: Command) -> None:
+        self.commands.append(command)
+        name = type(command).__name__
+        if not self.log or self.log[-1] != name:
+            self.log.append(name)
+
+    def _carry_out_command(self, command: Command) -> ReplyData | ErrorCode:
+        match command:
+            case GetVersion():
+                return GetVersionReply(max_message_size=8184 if self.dialect.name == "kvmi-v12" else 0)
+            case GetInfo():
+                return GetInfoReply(self.vcpus)
+            case GetRegisters(msrs=msrs):
+                lstar = IMAGE_BASE + 0x80 + self.slide
+                regs, sregs = self._vcpu_state(0, 0).regs, self._sregs()
+                return GetRegistersReply(CpuMode.LONG, regs, sregs, tuple(MsrEntry(index, lstar) for index in msrs))
+            case ReadPhysical(gpa, size):
+                page = self.memory.read(gfn_of(gpa))
+                if page is None:
+                    return ErrorCode.ENOENT
+                return ReadPhysicalReply(page[gpa % PAGE_SIZE :][:size])
+            case TranslateGva(gva=gva):
+                from policyc.guest.paging import AddressSpace
+
+                found = self.memory.translate(AddressSpace(self.root), gva)
+                return TranslateGvaReply(found[0] if found else Gpa(UNMAPPED))
+            case SetPageAccess():
+                for gpa, rights in page_entries(command):
+                    self.rights[gfn_of(gpa)] = rights
+                    if rights == 7:
+                        del self.rights[gfn_of(gpa)]
+                return DONE
+            case CheckCommand() | CheckEvent():
+                return DONE
+            case _:
+                return DONE
+
+    def _sregs(self) -> SystemRegisters:
+        return SystemRegisters(
+            idt=DescriptorTable(IDT_GVA, 0xFFF),
+            gdt=DescriptorTable(IMAGE_BASE + self.slide + 0x6000, 0x7F),
+            cr0=0x80050033,
+            cr3=self.root,
+            cr4=0x3006F0,
+            efer=0xD01,
+        )
+
+    def _vcpu_state(self, rip: int, rsp: int) -> VcpuState:
+        return VcpuState(CpuMode.LONG, Registers(rip=rip, rsp=rsp, rflags=2), self._sregs(), EventMsrs())
+
+
+class _Silence(ReplyData):
+    """No answer at all."""
+
+
+SILENCE: ReplyData = _Silence()
