@@ -1,0 +1,75 @@
+"""The compiler from end to end: parse, resolve, check, lower.
+
+Each stage reports everything it finds; a stage that finds errors is the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from policyc.catalog import PLAIN_EFFECT_WORDS
+from policyc.compiler.checks import CheckOptions, run_checks
+from policyc.compiler.landmarks import guest_facts
+from policyc.compiler.lower import lower
+from policyc.compiler.profile_lookup import ProfileLookup
+from policyc.compiler.resolve import resolve_file
+from policyc.diagnostics import Diagnostic, Source, has_errors, sort_diagnostics
+from policyc.guest.profile import Profile
+from policyc.lang.parse import parse
+from policyc.plan.model import Plan
+
+__all__ = ["CompileResult", "compile_policies"]
+
+
+@dataclass(frozen=True, slots=True)
+class CompileResult:
+    """What came of a compilation.
+
+    Attributes:
+        plan: the plan; None after an error, or where no profile was given to say where places lie.
+        diagnostics: everything found, in the order of files and places.
+    """
+
+    plan: Plan | None
+    diagnostics: tuple[Diagnostic, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no error was found."""
+        return not has_errors(self.diagnostics)
+
+
+def compile_policies(
+    sources: Sequence[Source], profile: Profile | None, options: CheckOptions | None = None
+) -> CompileResult:
+    """Compile policy files into one plan.
+
+    Args:
+        sources: the files; their names become the plan's source paths.
+        profile: of the guest's kernel. Without one, names are checked but not places, and there is no plan.
+        options: the dialect and processor that everything must be legal on; any by default.
+    """
+    options = options or CheckOptions()
+    parsed = [parse(source, PLAIN_EFFECT_WORDS) for source in sources]
+    found = [diagnostic for _, diagnostics in parsed for diagnostic in diagnostics]
+    if has_errors(found):
+        return _result(None, found)
+
+    lookup = ProfileLookup(profile) if profile is not None else None
+    resolved = [resolve_file(file, lookup) for file, _ in parsed if file is not None]
+    found.extend(diagnostic for _, diagnostics in resolved for diagnostic in diagnostics)
+    if has_errors(found):
+        return _result(None, found)
+
+    policies = [policy for policy, _ in resolved]
+    found.extend(run_checks(policies, options))
+    if has_errors(found) or profile is None:
+        return _result(None, found)
+
+    plan, warnings = lower(policies, guest_facts(profile), target=options.target, cpu=options.cpu)
+    return _result(plan, [*found, *warnings])
+
+
+def _result(plan: Plan | None, found: Sequence[Diagnostic]) -> CompileResult:
+    return CompileResult(plan, tuple(sort_diagnostics(found)))

@@ -1,0 +1,175 @@
+"""Look up every word of a policy file: first stage of the compiler.
+
+Every mistake of the file is found in one go. A rule with a mistake may come out incomplete or not at all: a stage that
+finds errors is the last, so nothing is ever made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import TypeVar
+
+from policyc.catalog import ACCESS_WORDS, MODES, SEVERITIES, Access, EffectKind
+from policyc.compiler.effects import apply_mechanism, resolve_effect
+from policyc.compiler.events import resolve_event
+from policyc.compiler.places import PlaceResolver
+from policyc.compiler.resolved import ResolvedExemption, ResolvedPlace, ResolvedPolicy, ResolvedRule
+from policyc.diagnostics import Diagnostic, Span, did_you_mean
+from policyc.lang import ast
+from policyc.plan.model import Effect
+from policyc.plan.places import Lookup
+
+__all__ = ["PLATFORMS", "resolve_file"]
+
+PLATFORMS = (("linux", "x86_64"),)
+"""The guests that profiles exist for."""
+
+Value = TypeVar("Value")
+
+
+def resolve_file(file: ast.PolicyFile, lookup: Lookup | None) -> tuple[ResolvedPolicy, list[Diagnostic]]:
+    """Resolve one file. Without a lookup, places keep their names and have no bytes."""
+    resolver = _Resolver(file, lookup)
+    return resolver.policy(), resolver.diagnostics
+
+
+class _Resolver:
+    """One file's resolution: the names it defines and the diagnostics found so far."""
+
+    def __init__(self, file: ast.PolicyFile, lookup: Lookup | None) -> None:
+        self.diagnostics: list[Diagnostic] = []
+        self._file = file
+        self._places = PlaceResolver(file.lets, lookup, self.diagnostics)
+
+    def policy(self) -> ResolvedPolicy:
+        header = self._file.header
+        if header is not None and header.platform is not None:
+            self._check_platform(header.platform)
+        mode = self._word(header.mode, MODES, "mode") if header is not None else None
+        enforce = mode != "monitor"
+        for statement in self._file.statements:
+            if isinstance(statement, (ast.Import, ast.Watch, ast.Test)):
+                self._not_yet(type(statement).__name__.lower(), statement.span)
+        self._check_labels()
+        rules = [self._rule(rule, enforce) for rule in self._file.rules]
+        self.diagnostics.extend(self._places.unused_names())
+        return ResolvedPolicy(
+            name=header.name.text if header is not None else self._file.source.name,
+            enforce=enforce,
+            rules=tuple(rule for rule in rules if rule is not None),
+            source=self._file.source,
+        )
+
+    def _rule(self, rule: ast.Rule, enforce: bool) -> ResolvedRule | None:
+        clauses = rule.clauses
+        effect = self._effect(rule)
+        access, event = Access.NONE, None
+        places: tuple[ResolvedPlace, ...] = ()
+        if isinstance(rule, ast.AccessRule):
+            access = self._accesses(rule.accesses)
+            places = self._places.resolve(rule.places)
+        else:
+            event = self._keep(resolve_event(rule.event))
+        for clause, word in ((clauses.guard, "when"), (clauses.limit, "at most")):
+            if clause is not None:
+                self._not_yet(word, clause.span)
+        if clauses.owner is not None:
+            self._report("P305", "`owner` belongs to an exception, not to a rule", clauses.owner.span)
+        exemptions = tuple(self._exemption(exemption) for exemption in clauses.exemptions)
+        origin = self._places.resolve(clauses.origin)
+        mode = self._word(clauses.mode, MODES, "mode")
+        severity = self._word(clauses.severity, SEVERITIES, "severity")
+        if effect is None or (event is None and not (access and places)):
+            return None
+        if effect.kind is EffectKind.ALLOW and clauses.mode is not None:
+            fact = "`allow` has no mode: a hole is there or it isn't"
+            self._report("P305", fact, clauses.mode.span, "leave `mode` out")
+        return ResolvedRule(
+            label=rule.label.text if rule.label is not None else None,
+            effect=effect,
+            effect_span=rule.effect.span,
+            span=rule.span,
+            access=access,
+            places=places,
+            event=event,
+            origin=origin,
+            exemptions=exemptions,
+            overriding=tuple(sorted({text.text for text in clauses.overriding})),
+            enforce=enforce if mode is None else mode == "enforce",
+            severity=severity or "medium",
+            because=clauses.reason.text if clauses.reason is not None else None,
+            tags=tuple(sorted({tag.text for tag in clauses.tags})),
+        )
+
+    def _effect(self, rule: ast.Rule) -> Effect | None:
+        effect = self._keep(resolve_effect(rule.effect))
+        if effect is not None and rule.clauses.mechanism is not None:
+            return self._keep(apply_mechanism(effect, rule.clauses.mechanism))
+        return effect
+
+    def _accesses(self, words: Iterable[ast.Word]) -> Access:
+        access = Access.NONE
+        for word in words:
+            name = self._word(word, ACCESS_WORDS, "access")
+            if name is not None:
+                access |= ACCESS_WORDS[name]
+        return access
+
+    def _exemption(self, exemption: ast.Exemption) -> ResolvedExemption:
+        if exemption.guard is not None:
+            self._not_yet("except when", exemption.guard.span)
+        return ResolvedExemption(
+            code=self._places.resolve(exemption.origin),
+            because=exemption.reason.text,
+            owner=exemption.owner.text if exemption.owner is not None else None,
+            until=exemption.until.value if exemption.until is not None else None,
+            span=exemption.span,
+        )
+
+    def _check_platform(self, platform: ast.Platform) -> None:
+        if (platform.os.text, platform.arch.text) not in PLATFORMS:
+            known = ", ".join(f"`for {os} {arch}`" for os, arch in PLATFORMS)
+            fact = f"there are no profiles of {platform.os.text} {platform.arch.text} guests"
+            self._report("P211", fact, platform.span, f"write {known}")
+
+    def _check_labels(self) -> None:
+        first: dict[str, ast.Word] = {}
+        for rule in self._file.rules:
+            if rule.label is None:
+                continue
+            earlier = first.setdefault(rule.label.text, rule.label)
+            if earlier is not rule.label:
+                self._report(
+                    "P205",
+                    f"two rules are called `{rule.label.text}`",
+                    rule.label.span,
+                    "records name a rule by its label: give the second one another",
+                    notes=((earlier.span, "the first one"),),
+                )
+
+    def _word(self, word: ast.Word | None, known: Collection[str], kind: str) -> str | None:
+        """The word, if it is one of the known ones."""
+        if word is None or word.text in known:
+            return None if word is None else word.text
+        near = did_you_mean(word.text, known)
+        help = f"did you mean `{near}`?" if near else f"one of {', '.join(f'`{name}`' for name in known)}"
+        self._report("P209", f"there is no {kind} `{word.text}`", word.span, help)
+        return None
+
+    def _keep(self, outcome: tuple[Value | None, list[Diagnostic]]) -> Value | None:
+        value, found = outcome
+        self.diagnostics.extend(found)
+        return value
+
+    def _not_yet(self, word: str, span: Span) -> None:
+        self._report("P501", f"`{word}` is understood, but this version can't compile it yet", span)
+
+    def _report(
+        self,
+        code: str,
+        message: str,
+        span: Span,
+        help: str | None = None,
+        notes: tuple[tuple[Span | None, str], ...] = (),
+    ) -> None:
+        self.diagnostics.append(Diagnostic(code, message, span, help, notes))
