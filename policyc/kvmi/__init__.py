@@ -8,13 +8,12 @@ from __future__ import annotations
 from policyc.kvmi.connection import CLOSED, NEED_DATA, Connection, Status
 from policyc.kvmi.dialects import DIALECTS, V6, V7, V12, Dialect
 from policyc.kvmi.errors import LocalProtocolError, ProtocolError, RemoteProtocolError, UnsupportedDialectError
-from policyc.kvmi.events import (
+from policyc.kvmi.event_data import (
     BreakpointData,
     CmdErrorData,
     CpuidData,
     CrData,
     DescriptorData,
-    Event,
     EventData,
     EventReplyData,
     MsrData,
@@ -25,6 +24,7 @@ from policyc.kvmi.events import (
     TrapData,
     XsetbvData,
 )
+from policyc.kvmi.events import Event
 from policyc.kvmi.handshake import E820Entry, Hello, HelloForm, cookie_hash
 from policyc.kvmi.kernel import (
     BadCommandReceived,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from policyc.kvmi import messages as m
 from policyc.kvmi.errors import LocalProtocolError
-from policyc.kvmi.events import (
+from policyc.kvmi.event_data import (
     BreakpointData,
     CmdErrorData,
     CpuidData,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from policyc.kvmi.body import Body
 from policyc.kvmi.errors import LocalProtocolError, RemoteProtocolError
-from policyc.kvmi.events import Event, EventShape, NewValue
+from policyc.kvmi.event_data import NewValue
+from policyc.kvmi.events import Event, EventShape
 from policyc.kvmi.framing import EVENT_REPLY_HEAD, HEADER, HEADER_SIZE, frame
 from policyc.kvmi.vocabulary import Action, CpuMode, EventKind
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from policyc.kvmi.dialects import Dialect, EventRow
-    from policyc.kvmi.events import EventData, EventReplyData
+    from policyc.kvmi.event_data import EventData, EventReplyData
     from policyc.kvmi.layout import Layout
     from policyc.kvmi.registers import VcpuState
 

@@ -13,7 +13,7 @@ from policyc.kvmi.codec import CommandCodec, codec_of
 from policyc.kvmi.connection import CLOSED, Connection, Status
 from policyc.kvmi.dialects import Dialect, RunsOn
 from policyc.kvmi.errors import LocalProtocolError, RemoteProtocolError
-from policyc.kvmi.events import CmdErrorData, EventData, EventReplyData
+from policyc.kvmi.event_data import CmdErrorData, EventData, EventReplyData
 from policyc.kvmi.framing import EVENT_REPLY_HEAD, HEADER_SIZE, REPLY_HEAD, VCPU_HEAD, frame
 from policyc.kvmi.handshake import MAX_ANSWER, Hello, decode_answer, encode_hello, length_of
 from policyc.kvmi.messages import (

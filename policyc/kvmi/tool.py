@@ -9,7 +9,8 @@ from policyc.kvmi.codec import CommandCodec, codec_of
 from policyc.kvmi.connection import CLOSED, Connection, Status
 from policyc.kvmi.dialects import V12, Dialect, RunsOn
 from policyc.kvmi.errors import LocalProtocolError, RemoteProtocolError
-from policyc.kvmi.events import Event, EventReplyData
+from policyc.kvmi.event_data import EventReplyData
+from policyc.kvmi.events import Event
 from policyc.kvmi.framing import HEADER_SIZE, REPLY_HEAD
 from policyc.kvmi.handshake import MAX_HELLO, Hello, decode_hello, encode_answer, length_of
 from policyc.kvmi.messages import (

@@ -1,0 +1,71 @@
+# Every target works on a fresh checkout: what is missing is set up first, in .venv, and nowhere else.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+# A stamp is newer than pyproject.toml while the packages that it stands for are the ones installed.
+DEV_STAMP   := $(VENV)/dev.stamp
+GUEST_STAMP := $(VENV)/guest.stamp
+
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
+PIP_FLAGS   :=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help test check demo format clean distclean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: $(DEV_STAMP) ## set up .venv where needed, then formatting, lint, types and tests
+	@$(run-checks)
+
+check: PIP_FLAGS := --quiet
+check: $(DEV_STAMP) ## the same checks, silent about the set-up
+	@$(run-checks)
+
+demo: $(GUEST_STAMP) ## a guest attacks itself, policyc stops it: no root, no KVM
+	@$(BIN)/policyc demo
+
+format: $(DEV_STAMP) ## rewrite the sources as `make check` wants them
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+clean: ## remove caches and built packages
+	rm -rf build dist policyc.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+distclean: clean ## also remove .venv
+	rm -rf $(VENV)
+
+define run-checks
+set -e; \
+echo '== ruff format'; $(BIN)/ruff format --check .; \
+echo '== ruff check';  $(BIN)/ruff check .; \
+echo '== mypy';        $(BIN)/mypy; \
+echo '== pytest';      $(BIN)/pytest --quiet
+endef
+
+# One sentence for each thing that a machine may lack, instead of what pip or venv would print.
+define require-python
+command -v $(PYTHON) >/dev/null || \
+	{ echo 'policyc needs Python 3.11 or newer: install the Debian package python3 (or set PYTHON=...)' >&2; exit 1; }; \
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "policyc needs Python 3.11 or newer, and $$($(PYTHON) --version) is older: set PYTHON=..." >&2; exit 1; }; \
+$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	{ echo 'this Python cannot make a virtual environment: install the Debian package python3-venv' >&2; exit 1; }
+endef
+
+$(BIN)/python:
+	@$(require-python)
+	@$(PYTHON) -m venv --clear $(VENV)
+
+$(DEV_STAMP): pyproject.toml $(BIN)/python
+	@$(PIP_INSTALL) $(PIP_FLAGS) --editable '.[guest,dev]'
+	@touch $(GUEST_STAMP) $@
+
+$(GUEST_STAMP): pyproject.toml $(BIN)/python
+	@$(PIP_INSTALL) $(PIP_FLAGS) --editable '.[guest]'
+	@touch $@

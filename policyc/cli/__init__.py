@@ -1,0 +1,1 @@
+"""The command line: one module a command, each of which parses its arguments, calls the library and prints."""

@@ -1,0 +1,150 @@
+"""What the processor does between two instructions: exceptions and interrupts through the guest's IDT, and SYSCALL.
+
+Unicorn delivers nothing to the guest by itself. Follows the Intel SDM, volume 3, 6.14 (64-bit mode handling) and
+6.15 (double fault), and volume 2, SYSCALL. The frame is stored as the host's own write: a stack in a restricted frame
+raises no event.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from policyc.emulator.engine import VECTORS_WITH_CODE
+from policyc.emulator.stops import Shutdown
+from policyc.emulator.walk import is_canonical, translate
+
+if TYPE_CHECKING:
+    from policyc.emulator.engine import Engine
+
+__all__ = ["deliver", "deliver_software", "enter_syscall"]
+
+DOUBLE_FAULT: Final = 8
+GENERAL_PROTECTION: Final = 13
+NOT_PRESENT: Final = 11
+PAGE_FAULT: Final = 14
+
+_GATE: Final = struct.Struct("<HHBBHIxxxx")  # offset, selector, IST, type, offset, offset
+_GATE_BYTES: Final = 16
+_INTERRUPT_GATE: Final = 0xE
+_TRAP_GATE: Final = 0xF
+_TSS_RSP0: Final = 4
+_TSS_IST1: Final = 36
+_ERROR_IDT: Final = 2
+_ERROR_EXTERNAL: Final = 1
+_RFLAGS_IF: Final = 1 << 9
+_RFLAGS_CLEARED: Final = 0x0003_4100  # TF, NT, RF and VM
+_RFLAGS_FIXED: Final = 2
+_MASK: Final = (1 << 64) - 1
+
+MSR_STAR: Final = 0xC000_0081
+MSR_LSTAR: Final = 0xC000_0082
+MSR_SYSCALL_MASK: Final = 0xC000_0084
+_SYSCALL_BYTES: Final = 2
+
+
+class _CannotDeliverError(Exception):
+    """Delivery itself raises an exception: its vector and error code."""
+
+    def __init__(self, vector: int, error_code: int) -> None:
+        super().__init__(vector)
+        self.vector = vector
+        self.error_code = error_code
+
+
+def deliver(engine: Engine, vector: int, error_code: int | None = None, cr2: int | None = None) -> Shutdown | None:
+    """Enter the guest's handler for an exception or an external interrupt.
+
+    Returns:
+        None, or why the processor stopped: not even a double fault could be delivered.
+    """
+    if cr2 is not None:
+        engine.set("cr2", cr2)
+    try:
+        _enter(engine, vector, error_code, software=False)
+    except _CannotDeliverError:
+        try:
+            _enter(engine, DOUBLE_FAULT, 0, software=False)
+        except _CannotDeliverError:
+            return Shutdown(f"a fault while vector {vector} was delivered, and another for the double fault")
+    return None
+
+
+def deliver_software(engine: Engine, vector: int) -> Shutdown | None:
+    """Enter the handler for INT n or INT3, which the gate's privilege level may refuse; RIP is past it."""
+    try:
+        _enter(engine, vector, None, software=True)
+    except _CannotDeliverError as fault:
+        return deliver(engine, fault.vector, fault.error_code)
+    return None
+
+
+def enter_syscall(engine: Engine) -> None:
+    """SYSCALL at RIP."""
+    rflags = engine.get("rflags")
+    engine.set("rcx", engine.get("rip") + _SYSCALL_BYTES & _MASK)
+    engine.set("r11", rflags)
+    selector = engine.msr_read(MSR_STAR) >> 32 & 0xFFFC
+    engine.enter(0, selector, selector + 8)
+    engine.set("rflags", (rflags & ~engine.msr_read(MSR_SYSCALL_MASK) & ~(1 << 16)) | _RFLAGS_FIXED)
+    engine.set("rip", engine.msr_read(MSR_LSTAR))
+
+
+def _enter(engine: Engine, vector: int, error_code: int | None, *, software: bool) -> None:
+    external = 0 if software else _ERROR_EXTERNAL
+    handler, selector, stack_index, gate_type = _gate(engine, vector, external, software=software)
+    cpl = engine.cpl
+    rsp = engine.get("rsp")
+    rflags = engine.get("rflags")
+    old = [engine.get("ss"), rsp, rflags, engine.get("cs"), engine.get("rip")]
+    if stack_index:
+        rsp = _task_state(engine, _TSS_IST1 + 8 * (stack_index - 1))
+    elif cpl:
+        rsp = _task_state(engine, _TSS_RSP0)
+    rsp &= ~15
+    if error_code is not None and vector in VECTORS_WITH_CODE:
+        old.append(error_code)
+    for value in old:
+        rsp = rsp - 8 & _MASK
+        _store(engine, rsp, value)
+    engine.enter(0, selector & ~3, old[0] if not cpl else 0)
+    engine.set("rsp", rsp)
+    engine.set("rip", handler)
+    rflags &= ~_RFLAGS_CLEARED
+    engine.set("rflags", rflags & ~_RFLAGS_IF if gate_type == _INTERRUPT_GATE else rflags)
+
+
+def _gate(engine: Engine, vector: int, external: int, *, software: bool) -> tuple[int, int, int, int]:
+    """Handler, selector, IST index and type of a vector's gate."""
+    code = vector * 8 + _ERROR_IDT + external
+    base, limit = engine.table("idtr")
+    if vector * _GATE_BYTES + _GATE_BYTES - 1 > limit:
+        raise _CannotDeliverError(GENERAL_PROTECTION, code)
+    raw = engine.read_virtual(base + vector * _GATE_BYTES, _GATE_BYTES)
+    if len(raw) < _GATE_BYTES:
+        raise _CannotDeliverError(PAGE_FAULT, 0)
+    low, selector, stack, flags, middle, high = _GATE.unpack(raw)
+    gate_type = flags & 0xF
+    if gate_type not in (_INTERRUPT_GATE, _TRAP_GATE) or (software and (flags >> 5 & 3) < engine.cpl):
+        raise _CannotDeliverError(GENERAL_PROTECTION, code)
+    if not flags & 0x80:
+        raise _CannotDeliverError(NOT_PRESENT, code)
+    handler = low | middle << 16 | high << 32
+    if not selector & ~3 or not is_canonical(handler):
+        raise _CannotDeliverError(GENERAL_PROTECTION, external)
+    return handler, selector, stack & 7, gate_type
+
+
+def _task_state(engine: Engine, offset: int) -> int:
+    base, limit = engine.table("tr")
+    raw = engine.read_virtual(base + offset, 8) if offset + 7 <= limit else b""
+    if len(raw) < 8:
+        raise _CannotDeliverError(10, 0)
+    return int.from_bytes(raw, "little")
+
+
+def _store(engine: Engine, gva: int, value: int) -> None:
+    gpa = translate(engine.memory, engine.get("cr3"), gva)
+    if gpa is None or gpa + 8 > engine.memory.size:
+        raise _CannotDeliverError(PAGE_FAULT, 0)
+    engine.memory.write(gpa, (value & _MASK).to_bytes(8, "little"))

@@ -1,0 +1,376 @@
+"""One processor: Unicorn, with the guest's page tables and the frames' rights in front of its memory.
+
+Unicorn asks the `Tlb` for every page that it doesn't know yet, and the answer is what EPT is on a real host. Whatever
+is refused makes Unicorn leave the guest with RIP on the instruction and nothing written, and `run` tells why. No
+decision is taken while Unicorn runs.
+
+Code pages are searched for sensitive instructions before they are translated (`codewatch`), and so are never writable
+in the TLB: a store into one makes the engine come back, do that store by itself, and search the page again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from unicorn import UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_HOOK_TLB_FILL, Uc, UcError
+from unicorn import x86_const as x86
+
+from policyc.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
+from policyc.emulator.codewatch import CodeWatch
+from policyc.emulator.decode import INSTRUCTION_MAX, Instruction, address_in_page, decode
+from policyc.emulator.quirks import Context, measure
+from policyc.emulator.scan import SENSITIVE
+from policyc.emulator.stops import (
+    Breakpoint,
+    BudgetSpent,
+    GuestFault,
+    Halted,
+    Hypercall,
+    PageViolation,
+    Sensitive,
+    Shutdown,
+    SoftwareInterrupt,
+    Stop,
+)
+from policyc.emulator.tlb import Reason, Refusal, Tlb
+from policyc.emulator.unicorn_setup import MSR_EFER, open_engine
+from policyc.emulator.walk import FETCH, WRITE, Paging, translate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from policyc.emulator.memory import Memory
+
+__all__ = ["GPR_NAMES", "VECTORS_WITH_CODE", "Engine"]
+
+GPR_NAMES: Final = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)), "rip")
+"""In the order in which the saved context has them."""
+
+_IDS: Final[Mapping[str, int]] = {
+    name: getattr(x86, f"UC_X86_REG_{name.upper()}")
+    for name in (*GPR_NAMES, "rflags", "cr0", "cr2", "cr3", "cr4", "cr8", "cs", "ss", "gdtr", "idtr", "tr")
+}
+_PAGE: Final = ~(PAGE_SIZE - 1)
+VECTORS_WITH_CODE: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21})
+"""Exceptions that push an error code."""
+
+_CODE_FLAGS: Final = 0x00AF_9B00  # 64-bit code, present; the privilege level goes into bits 13 and 14
+_STACK_FLAGS: Final = 0x00CF_9300
+_HYPERCALLS: Final = frozenset({"vmcall", "vmmcall"})
+_INT3: Final = b"\xcc"
+_DEBUG: Final = 1
+_BREAKPOINT: Final = 3
+_INVALID_OPCODE: Final = 6
+_STACK_FAULT: Final = 12
+_GENERAL_PROTECTION: Final = 13
+_PAGE_FAULT: Final = 14
+_EDGE_STEPS_MAX: Final = 1024
+_NOTHING_LIFTED: Final[Mapping[int, int]] = {}
+
+
+class Engine:
+    """One vCPU's processor on shared memory.
+
+    Attributes:
+        memory: the machine's RAM.
+        context: the CPU state, as it was when the last run ended.
+        instructions: how many were executed since the engine was opened; each turn of a REP counts.
+
+    Raises:
+        LayoutError: the installed Unicorn isn't one that this works with.
+    """
+
+    def __init__(self, memory: Memory, cpu: str = "intel") -> None:
+        self.memory = memory
+        self._uc = open_engine(memory.host_address, memory.size, cpu)
+        self.context = Context(self._uc, measure())
+        self._watch = CodeWatch(self._uc)
+        self._tlb = Tlb(self._uc, memory, self._watch)
+        self._interrupt: int | None = None
+        self._invalid = False
+        self._efer = self.msr_read(MSR_EFER)
+        self.instructions = 0
+        self._uc.hook_add(UC_HOOK_TLB_FILL, self._tlb.fill)
+        self._uc.hook_add(UC_HOOK_INTR, self._interrupted)
+        self._uc.hook_add(UC_HOOK_INSN_INVALID, self._undefined)
+        memory.observe(self)
+
+    def run(self, budget: int) -> Stop:
+        """Run the guest from RIP until it needs attention, for at most `budget` instructions."""
+        limit = self.instructions + budget
+        while True:
+            stop = self._run_once(max(limit - self.instructions, 1))
+            if stop is None or (isinstance(stop, BudgetSpent) and self.instructions < limit):
+                continue
+            return stop
+
+    def step(self, lifted: Mapping[int, int] = _NOTHING_LIFTED) -> Stop:
+        """Execute the one instruction at RIP, also if it is sensitive; one turn of it, if it has a REP prefix.
+
+        Args:
+            lifted: rights given back to frames while it runs.
+
+        Returns:
+            `BudgetSpent` if it was executed, else why not.
+        """
+        if lifted:
+            self._tlb.lifted = lifted
+            self._tlb.flush()
+        self._watch.pass_at = self.get("rip")
+        try:
+            while (stop := self._run_once(1)) is None:
+                pass
+        finally:
+            self._watch.pass_at = None
+            self._efer = self.msr_read(MSR_EFER)
+            if lifted:
+                self._tlb.lifted = _NOTHING_LIFTED
+                self._tlb.flush()
+        return stop
+
+    def get(self, name: str) -> int:
+        """A register by its lower-case name: `rax` … `r15`, `rip`, `rflags`, `cr0`, `cr2`, `cr3`, `cr4`, `cr8`, `cs`."""
+        value: int = self._uc.reg_read(_IDS[name])
+        return value
+
+    def set(self, name: str, value: int) -> None:
+        """Write a register; a control register as the instruction would, with what follows for the TLB."""
+        self._uc.reg_write(_IDS[name], value)
+        if name in ("cr0", "cr3", "cr4"):
+            self._tlb.flush()
+
+    def table(self, name: str) -> tuple[int, int]:
+        """Base and limit of `gdtr`, `idtr` or `tr`."""
+        _, base, limit, _ = self._uc.reg_read(_IDS[name])
+        return base, limit
+
+    def set_table(self, name: str, base: int, limit: int) -> None:
+        """Load `gdtr` or `idtr`."""
+        self._uc.reg_write(_IDS[name], (0, base, limit, 0))
+
+    def msr_read(self, index: int) -> int:
+        """An MSR; 0 for one that Unicorn doesn't have."""
+        value: int = self._uc.msr_read(index)
+        return value
+
+    def msr_write(self, index: int, value: int) -> None:
+        """Write an MSR, without the checks that WRMSR makes."""
+        self._uc.msr_write(index, value)
+        if index == MSR_EFER:
+            self._efer = self.msr_read(MSR_EFER)
+            self._tlb.flush()
+
+    @property
+    def cpl(self) -> int:
+        """Privilege level, 0 to 3."""
+        return self.get("cs") & 3
+
+    @property
+    def enforcing(self) -> bool:
+        """Whether the frames' rights count for this processor."""
+        return self._tlb.enforcing
+
+    @enforcing.setter
+    def enforcing(self, value: bool) -> None:
+        if value != self._tlb.enforcing:
+            self._tlb.enforcing = value
+            self._tlb.flush()
+
+    def flush_tlb(self) -> None:
+        """Forget every translation."""
+        self._tlb.flush()
+
+    def read_virtual(self, gva: int, size: int) -> bytes:
+        """Up to `size` bytes at a guest virtual address: as many as are mapped to RAM, whatever the rights."""
+        found = b""
+        while size:
+            gpa = translate(self.memory, self.get("cr3"), gva)
+            part = min(size, PAGE_SIZE - (gva & ~_PAGE))
+            if gpa is None or gpa + part > self.memory.size:
+                break
+            found += self.memory.read(gpa, part)
+            gva += part
+            size -= part
+        return found
+
+    def instruction(self) -> Instruction | None:
+        """The instruction at RIP, None if it can't be read or isn't one."""
+        return decode(self.read_virtual(self.get("rip"), INSTRUCTION_MAX))
+
+    def rights_changed(self) -> None:
+        """See `MemoryObserver`."""
+        self._tlb.flush()
+
+    def content_changed(self, frames: range) -> None:
+        """See `MemoryObserver`: Unicorn itself sees only what this engine's guest stores."""
+        if not self._watch.frames.isdisjoint(frames):
+            self._watch.forget(frames)
+            self._uc.ctl_flush_tb()
+            self._tlb.flush()
+
+    def enter(self, cpl: int, cs: int, ss: int) -> None:
+        """Set the privilege level with flat code and stack segments, as an interrupt, SYSCALL or SYSRET leaves them."""
+        self.context.load()
+        self.context.set_privilege(cpl)
+        self.context.set_segment("cs", cs, 0, 0xFFFF_FFFF, _CODE_FLAGS | cpl << 13)
+        self.context.set_segment("ss", ss, 0, 0xFFFF_FFFF if ss else 0, (_STACK_FLAGS if ss else 0) | cpl << 13)
+        self.context.store()
+
+    def _run_once(self, budget: int) -> Stop | None:
+        """One call of Unicorn; None if there was nothing to come back for, and the guest is to be run on."""
+        self._begin()
+        error = None
+        try:
+            self._uc.emu_start(self.get("rip"), 0, count=budget)
+        except UcError as reason:
+            error = reason
+        self.context.load()
+        begun = self.context.instructions
+        refusal = self._tlb.refusal
+        if refusal is not None:
+            self.instructions += begun if refusal.kind == FETCH else begun - 1
+            return self._refused(refusal, budget)
+        if self._watch.caught is not None:
+            self.instructions += begun - 1
+            return self._sensitive()
+        if self._interrupt is not None:
+            return self._interruption(self._interrupt, begun)
+        if self._invalid:
+            self.instructions += begun - 1
+            return self._undefined_opcode()
+        if error is not None:
+            return Shutdown(f"the processor stopped: {error}")
+        self.instructions += min(begun, budget)
+        return BudgetSpent() if begun > budget else Halted()
+
+    def _begin(self) -> None:
+        self._watch.caught = None
+        self._interrupt = None
+        self._invalid = False
+        if self._watch.crowded():
+            self._watch.reset()
+            self._flush_code()
+        self.context.load()
+        cr0, _, _, cr3, cr4 = self.context.control_registers()
+        _, base, limit, _ = self.context.segment("gdt")
+        self._tlb.begin(Paging(cr0, cr3, cr4, self._efer, 0, 0), range(base & _PAGE, base + limit + 1, PAGE_SIZE))
+
+    def _refused(self, refusal: Refusal, budget: int) -> Stop | None:
+        if refusal.reason is Reason.BECOMES_CODE:
+            self._tlb.flush()
+            return None
+        if refusal.reason is Reason.CHANGES_CODE:
+            return self._change_code(refusal.frame >> PAGE_SHIFT)
+        if refusal.kind == FETCH and not self._fetches(refusal.page):
+            return self._run_to_edge(refusal.page, budget)
+        self._forget_exception()
+        if refusal.reason is Reason.NO_CODE_THERE:
+            return Shutdown(f"the guest runs code at {refusal.frame:#x}, where it has no memory")
+        gva = self._exact(refusal)
+        if refusal.reason is Reason.GUEST_TABLES:
+            return GuestFault(_PAGE_FAULT, refusal.error_code, gva)
+        if refusal.reason is Reason.NOT_CANONICAL:
+            return GuestFault(_STACK_FAULT if gva == self.get("rsp") else _GENERAL_PROTECTION, 0)
+        return PageViolation(gva, Gpa(refusal.frame + (gva - refusal.page)), refusal.kind)
+
+    def _change_code(self, gfn: int) -> Stop | None:
+        """A store into a frame that holds translated code: forget the code, and if it runs right here, step over."""
+        rip = self.get("rip")
+        here = {translate(self.memory, self.get("cr3"), address) for address in (rip, rip + INSTRUCTION_MAX)}
+        stop: Stop | None = None
+        if any(gpa is not None and gpa >> PAGE_SHIFT == gfn for gpa in here):
+            self._tlb.mixed = gfn
+            self._tlb.flush()
+            self._watch.pass_at = rip
+            stop = self._run_once(1)
+            self._tlb.mixed = None
+        self._watch.forget((gfn,))
+        self._tlb.flush()
+        self.memory.announce(range(gfn, gfn + 1), origin=self)
+        return stop
+
+    def _fetches(self, page: int) -> bool:
+        """Whether the instruction at RIP itself reaches into `page`, rather than one that was translated along."""
+        rip = self.get("rip")
+        if rip & _PAGE == page:
+            return True
+        return decode(self.read_virtual(rip, min(INSTRUCTION_MAX, PAGE_SIZE - (rip & ~_PAGE)))) is None
+
+    def _run_to_edge(self, page: int, budget: int) -> Stop | None:
+        """Unicorn translates straight over a page's end and asks for the next page before what precedes it has run.
+
+        Hide that page behind HLTs and step until its first byte is really due, or the guest went elsewhere.
+        """
+        start = self.get("rip") & _PAGE
+        self._tlb.blind = page
+        self._flush_code()
+        try:
+            for _ in range(min(budget, _EDGE_STEPS_MAX)):
+                stop = self._run_once(1)
+                if not isinstance(stop, BudgetSpent):
+                    return stop
+                if self.get("rip") & _PAGE != start or self._fetches(page):
+                    return None if budget > 1 else stop
+            return BudgetSpent()
+        finally:
+            self._tlb.blind = None
+            self._flush_code()
+
+    def _sensitive(self) -> Stop | None:
+        insn = self.instruction()
+        if insn is not None and (insn.name in SENSITIVE or (insn.name == "mov" and insn.registers[0].startswith("cr"))):
+            return Sensitive(insn)
+        self._watch.pass_at = self._watch.caught
+        return None
+
+    def _interruption(self, vector: int, begun: int) -> Stop:
+        code, software = self.context.exception()
+        self._forget_exception()
+        rip = self.get("rip")
+        if software and vector == _BREAKPOINT:
+            size = 1 if self.read_virtual(rip - 1, 1) == _INT3 else 2
+            self.set("rip", rip - size)
+            self.instructions += begun - 1
+            return Breakpoint(size)
+        self.instructions += begun if software or vector == _DEBUG else begun - 1
+        if software:
+            return SoftwareInterrupt(vector)
+        return GuestFault(vector, code if vector in VECTORS_WITH_CODE else None)
+
+    def _undefined_opcode(self) -> Stop:
+        self._forget_exception()
+        insn = self.instruction()
+        if insn is not None and insn.name in _HYPERCALLS:
+            return Hypercall(insn.size)
+        return GuestFault(_INVALID_OPCODE)
+
+    def _exact(self, refusal: Refusal) -> Gva:
+        """The address within the page: the event's GVA, or CR2."""
+        rip = self.get("rip")
+        if refusal.kind == FETCH:
+            return Gva(max(rip, refusal.page))
+        insn = self.instruction()
+        if insn is None:
+            return Gva(refusal.page)
+        registers = dict(zip(GPR_NAMES, self.context.gprs_and_rip(), strict=True))
+        for segment in ("fs", "gs"):
+            registers[f"{segment}_base"] = self.context.segment(segment)[1]
+        return address_in_page(insn, registers, refusal.page, write=refusal.kind == WRITE)
+
+    def _forget_exception(self) -> None:
+        self.context.forget_exception()
+        self.context.store()
+
+    def _flush_code(self) -> None:
+        self._uc.ctl_flush_tb()
+        self._tlb.flush()
+
+    def _interrupted(self, uc: Uc, vector: int, _: object) -> None:
+        if self._interrupt is None:
+            self._interrupt = vector
+        uc.emu_stop()
+
+    def _undefined(self, uc: Uc, _: object) -> bool:
+        self._invalid = True
+        uc.emu_stop()
+        return False

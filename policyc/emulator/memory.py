@@ -1,0 +1,129 @@
+"""Guest RAM: one anonymous mapping shared by every vCPU, and the rights that introspection gives to its frames.
+
+RAM begins at guest physical address 0 and has no holes. Rights are per frame and for the whole machine, as KVM keeps
+them (kvmi.rst, KVMI_VM_SET_PAGE_ACCESS); a frame without an entry is unrestricted. Reads and writes made through this
+class are the host's own: they ignore the rights.
+"""
+
+from __future__ import annotations
+
+import mmap
+from ctypes import addressof, c_char
+from typing import TYPE_CHECKING, Final, Protocol
+
+from policyc.addresses import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["ALL_RIGHTS", "RAM_LIMIT", "Memory", "MemoryObserver", "NoMemoryError"]
+
+ALL_RIGHTS: Final = 7
+"""Read, write and execute: `KVMI_PAGE_ACCESS_R | W | X`."""
+
+RAM_LIMIT: Final = 1 << 30
+"""Largest guest that is started, in bytes: what one table of 2 MiB pages maps."""
+
+
+class NoMemoryError(Exception):
+    """A guest physical address without RAM behind it."""
+
+    def __init__(self, gpa: int, size: int) -> None:
+        super().__init__(f"no guest memory at [{gpa:#x}, {gpa + size:#x})")
+        self.gpa = gpa
+
+
+class MemoryObserver(Protocol):
+    """What a processor wants to know of the memory that it shares."""
+
+    def rights_changed(self) -> None:
+        """Rights of some frames are others now."""
+
+    def content_changed(self, frames: range) -> None:
+        """Somebody else stored into these frames."""
+
+
+class Memory:
+    """RAM of `size` bytes, a multiple of 2 MiB up to `RAM_LIMIT`.
+
+    Attributes:
+        size: bytes of RAM.
+        quadwords: the same RAM as 64-bit words, for page walks.
+        rights: frames that are restricted, each with the rights that are left.
+
+    Raises:
+        ValueError: the size isn't one that a guest can have.
+    """
+
+    __slots__ = ("_mapping", "_observers", "_view", "quadwords", "rights", "size")
+
+    def __init__(self, size: int) -> None:
+        if not 0 < size <= RAM_LIMIT or size % (2 << 20):
+            raise ValueError(f"guest memory must be a multiple of 2 MiB and at most {RAM_LIMIT >> 20} MiB, not {size}")
+        self.size = size
+        self._mapping = mmap.mmap(-1, size)
+        self._view = memoryview(self._mapping)
+        self.quadwords = self._view.cast("Q")
+        self.rights: dict[int, int] = {}
+        self._observers: list[MemoryObserver] = []
+
+    @property
+    def host_address(self) -> int:
+        """Where the mapping lies in this process, for the engine; valid as long as this object lives."""
+        return addressof(c_char.from_buffer(self._mapping))
+
+    @property
+    def end_gfn(self) -> Gfn:
+        """One past the last frame."""
+        return Gfn(self.size >> PAGE_SHIFT)
+
+    def observe(self, observer: MemoryObserver) -> None:
+        """Tell `observer` of every change that is not its own."""
+        self._observers.append(observer)
+
+    def announce(self, frames: range, origin: MemoryObserver | None = None) -> None:
+        """Tell all observers but `origin` that the content of `frames` may have changed."""
+        for observer in self._observers:
+            if observer is not origin:
+                observer.content_changed(frames)
+
+    def read(self, gpa: Gpa, size: int) -> bytes:
+        """Copy `size` bytes.
+
+        Raises:
+            NoMemoryError: some of them aren't RAM.
+        """
+        self._check(gpa, size)
+        return bytes(self._view[gpa : gpa + size])
+
+    def write(self, gpa: Gpa, data: bytes) -> None:
+        """Store `data`; code that a vCPU has translated from these frames is forgotten.
+
+        Raises:
+            NoMemoryError: some of it would lie outside RAM; nothing was written.
+        """
+        self._check(gpa, len(data))
+        self._view[gpa : gpa + len(data)] = data
+        self.announce(range(gpa >> PAGE_SHIFT, (gpa + len(data) + PAGE_SIZE - 1) >> PAGE_SHIFT))
+
+    def restrict(self, entries: Iterable[tuple[int, int]]) -> None:
+        """Set the rights of frames; `ALL_RIGHTS` lifts the restriction. In force for all vCPUs on return."""
+        for gfn, rights in entries:
+            if rights == ALL_RIGHTS:
+                self.rights.pop(gfn, None)
+            else:
+                self.rights[gfn] = rights
+        for observer in self._observers:
+            observer.rights_changed()
+
+    def lift_all(self) -> None:
+        """Forget every restriction."""
+        self.restrict([(gfn, ALL_RIGHTS) for gfn in self.rights])
+
+    def restrictions(self) -> Mapping[int, int]:
+        """A copy of the restrictions: gfn to rights."""
+        return dict(self.rights)
+
+    def _check(self, gpa: int, size: int) -> None:
+        if gpa < 0 or size < 0 or gpa + size > self.size:
+            raise NoMemoryError(gpa, size)

@@ -1,0 +1,99 @@
+"""Page-fault events, and how CONTINUE performs an access that the rights forbid.
+
+KVM emulates the instruction with the access allowed. Here it is executed with the missing right lifted for this one
+step and this one vCPU. An instruction that needs several rights (read and write, two pages) sends an event for each,
+and what has been answered CONTINUE stays lifted until it is through or given up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from policyc.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
+from policyc.emulator.stops import BudgetSpent, PageViolation
+from policyc.emulator.walk import READ, translate
+from policyc.kvmi import Action, EventKind, EventReplyData, PageAccess, PfData, PfReply
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from policyc.emulator.vcpu import Vcpu
+
+__all__ = ["violation"]
+
+REPEATS_MAX = 65536
+"""Rounds of a REP instruction that are done at once after a reply with `rep_complete`."""
+
+
+def violation(vcpu: Vcpu, stop: PageViolation, lifted: Mapping[int, int] | None = None) -> None:
+    """Report an access that was caught.
+
+    Args:
+        lifted: rights that earlier answers gave back for the same instruction.
+    """
+
+    def resume(action: Action | None, data: EventReplyData | None) -> None:
+        if action is Action.CONTINUE:
+            _perform(vcpu, stop, dict(lifted or {}), data if isinstance(data, PfReply) else None)
+
+    vcpu.report(EventKind.PF, PfData(stop.gva, stop.gpa, PageAccess(stop.kind)), resume)
+
+
+def _perform(vcpu: Vcpu, stop: PageViolation, lifted: dict[int, int], reply: PfReply | None) -> None:
+    if not vcpu.engine.enforcing:
+        return  # restrictions don't count any more: running on performs the access
+    gfn = stop.gpa >> PAGE_SHIFT
+    lifted[gfn] = lifted.get(gfn, 0) | stop.kind
+    rip = vcpu.engine.get("rip")
+    rounds = REPEATS_MAX if reply is not None and reply.rep_complete else 1
+    for _ in range(rounds):
+        with _Substitute(vcpu, stop, reply):
+            result = vcpu.engine.step(lifted)
+        if isinstance(result, PageViolation):
+            if rounds > 1 and result.kind in (stop.kind, READ):
+                lifted[result.gpa >> PAGE_SHIFT] = lifted.get(result.gpa >> PAGE_SHIFT, 0) | result.kind
+                continue
+            violation(vcpu, result, lifted)
+            return
+        if not isinstance(result, BudgetSpent):
+            vcpu.exit(result)
+            return
+        if vcpu.engine.get("rip") != rip:
+            return
+
+
+class _Substitute:
+    """Other bytes in memory while an instruction reads: what v7 does for those that it can't emulate.
+
+    Only a read that lies completely in the bytes offered gets them, and only in the page that was caught.
+    """
+
+    def __init__(self, vcpu: Vcpu, stop: PageViolation, reply: PfReply | None) -> None:
+        self._memory = vcpu.engine.memory
+        self._at: Gpa | None = None
+        self._data = b""
+        self._original = b""
+        if reply is None or not reply.ctx_data or stop.kind != READ:
+            return
+        page = stop.gva & ~(PAGE_SIZE - 1)
+        start = max(reply.ctx_addr, page)
+        end = min(reply.ctx_addr + len(reply.ctx_data), page + PAGE_SIZE)
+        if not start <= stop.gva < end:
+            return
+        insn = vcpu.engine.instruction()
+        size = max((operand.size for operand in insn.operands if operand.read), default=1) if insn else 1
+        gpa = translate(self._memory, vcpu.engine.get("cr3"), start)
+        if gpa is not None and stop.gva + size <= reply.ctx_addr + len(reply.ctx_data):
+            self._at = gpa
+            self._data = reply.ctx_data[start - reply.ctx_addr : end - reply.ctx_addr]
+
+    def __enter__(self) -> None:
+        if self._at is not None:
+            self._original = self._memory.read(self._at, len(self._data))
+            self._memory.write(self._at, self._data)
+
+    def __exit__(self, *_: object) -> None:
+        if self._at is not None:
+            now = self._memory.read(self._at, len(self._data))
+            kept = [old if new == shown else new for old, new, shown in zip(self._original, now, self._data, strict=True)]
+            self._memory.write(self._at, bytes(kept))

@@ -1,0 +1,166 @@
+"""The answer to Unicorn's question for a page: the guest's walk, narrowed by what introspection left of the frame.
+
+What is refused is noted once a run: the first refusal is the one that made the engine leave the guest.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from unicorn import UC_MEM_FETCH, UC_MEM_READ, UC_MEM_WRITE, Uc
+from unicorn import x86_const as x86
+
+from policyc.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
+from policyc.emulator.memory import ALL_RIGHTS
+from policyc.emulator.unicorn_setup import BLIND_FRAME, NOWHERE_FRAME, flush_tlb
+from policyc.emulator.walk import (
+    CR4_SMAP,
+    FETCH,
+    READ,
+    WRITE,
+    GuestPageFault,
+    Paging,
+    access_for,
+    is_canonical,
+    translate,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from unicorn.unicorn import uc_tlb_entry
+
+    from policyc.emulator.codewatch import CodeWatch
+    from policyc.emulator.memory import Memory
+
+__all__ = ["Reason", "Refusal", "Tlb"]
+
+_KINDS: Final = {UC_MEM_READ: READ, UC_MEM_WRITE: WRITE, UC_MEM_FETCH: FETCH}
+_PAGE: Final = ~(PAGE_SIZE - 1)
+_FOLLOWING: Final = 8
+
+
+class Reason(Enum):
+    """Why a page was refused."""
+
+    NOT_CANONICAL = auto()
+    GUEST_TABLES = auto()
+    RIGHTS = auto()
+    NO_CODE_THERE = auto()
+    BECOMES_CODE = auto()
+    CHANGES_CODE = auto()
+
+
+class Refusal(NamedTuple):
+    """`page` and `frame` are addresses of their first bytes; `error_code` is for `GUEST_TABLES`."""
+
+    reason: Reason
+    kind: int
+    page: int
+    frame: int = 0
+    error_code: int = 0
+
+
+class Tlb:
+    """The TLB of one engine.
+
+    Attributes:
+        paging: registers as they were when the run began. What changes them leaves the guest first, except for the
+            privilege level and RFLAGS.AC, which are read for each page.
+        enforcing: whether rights count; a vCPU whose page-fault events are off passes restricted pages.
+        lifted: rights given back to frames for one step.
+        mixed: frame that may be written although it holds code, for one step.
+        blind: page whose code is hidden, so that what comes before it runs; see `Engine`.
+        refusal: the first page refused since `begin`.
+    """
+
+    def __init__(self, uc: Uc, memory: Memory, watch: CodeWatch) -> None:
+        self._uc = uc
+        self._memory = memory
+        self._watch = watch
+        self._written: set[int] = set()
+        self._descriptors = range(0)
+        self.paging = Paging(0, 0, 0, 0, 0, 0)
+        self.enforcing = False
+        self.lifted: Mapping[int, int] = {}
+        self.mixed: int | None = None
+        self.blind: int | None = None
+        self.refusal: Refusal | None = None
+
+    def begin(self, paging: Paging, descriptors: range) -> None:
+        """A run begins; `descriptors` are the pages of the GDT, which the processor reads as a supervisor."""
+        self.paging = paging
+        self._descriptors = descriptors
+        self.refusal = None
+
+    def flush(self) -> None:
+        """Forget every translation."""
+        self._written.clear()
+        flush_tlb(self._uc)
+
+    def fill(self, uc: Uc, gva: int, access: int, entry: uc_tlb_entry, _: object) -> bool:
+        """Unicorn's `UC_HOOK_TLB_FILL`."""
+        kind = _KINDS[access]
+        page = gva & _PAGE
+        if kind == FETCH and page == self.blind:
+            entry.paddr = BLIND_FRAME
+            entry.perms = READ | FETCH
+            return True
+        if not is_canonical(gva):
+            return self._refuse(Reason.NOT_CANONICAL, kind, page)
+        mapping = access_for(self._memory, self._paging_now(page), page, kind)
+        if isinstance(mapping, GuestPageFault):
+            return self._refuse(Reason.GUEST_TABLES, kind, page, error_code=mapping.error_code)
+        frame, rights = mapping
+        if self.enforcing:
+            gfn = frame >> PAGE_SHIFT
+            rights &= self._memory.rights.get(gfn, ALL_RIGHTS) | self.lifted.get(gfn, 0)
+            if not rights & kind:
+                return self._refuse(Reason.RIGHTS, kind, page, frame)
+        if frame < self._memory.size:
+            return self._grant(entry, page, frame, kind, rights)
+        if kind == FETCH:
+            return self._refuse(Reason.NO_CODE_THERE, kind, page, frame)
+        entry.paddr = NOWHERE_FRAME
+        entry.perms = rights & ~FETCH
+        return True
+
+    def _grant(self, entry: uc_tlb_entry, page: int, frame: int, kind: int, rights: int) -> bool:
+        gfn = frame >> PAGE_SHIFT
+        known = self._watch.knows(page, gfn)
+        if kind == FETCH and not known:
+            if gfn in self._written:
+                return self._refuse(Reason.BECOMES_CODE, kind, page, frame)
+            self._watch.cover(page, gfn, self._memory.read(Gpa(frame), PAGE_SIZE), self._following(page))
+            known = True
+        if gfn in self._watch.frames and gfn != self.mixed:
+            if kind == WRITE:
+                return self._refuse(Reason.CHANGES_CODE, kind, page, frame)
+            rights &= ~WRITE
+        if rights & WRITE:
+            self._written.add(gfn)
+            rights &= ~FETCH
+        entry.paddr = frame
+        entry.perms = rights if known else rights & ~FETCH
+        return True
+
+    def _refuse(self, reason: Reason, kind: int, page: int, frame: int = 0, error_code: int = 0) -> bool:
+        if self.refusal is None:
+            self.refusal = Refusal(reason, kind, page, frame, error_code)
+        return False
+
+    def _paging_now(self, page: int) -> Paging:
+        cr0, cr3, cr4, efer, rflags, _ = self.paging
+        cpl = self._uc.reg_read(x86.UC_X86_REG_CS) & 3
+        if cpl == 3 and page in self._descriptors:
+            cpl = 0
+        if cr4 & CR4_SMAP and cpl != 3:
+            rflags = self._uc.reg_read(x86.UC_X86_REG_RFLAGS)
+        return Paging(cr0, cr3, cr4, efer, rflags, cpl)
+
+    def _following(self, page: int) -> bytes | None:
+        following = translate(self._memory, self.paging.cr3, page + PAGE_SIZE)
+        if following is None or following >= self._memory.size:
+            return None
+        return self._memory.read(following, _FOLLOWING)

@@ -1,0 +1,207 @@
+"""One vCPU: its processor, what keeps it from running, and the events it sends.
+
+A vCPU runs in slices. Between two of them it stands where KVM would be before a guest entry, and the order there is
+KVM's: an injected exception and its TRAP event, queued commands, one PAUSE event, interrupts, then the guest. A vCPU
+that waits for an event reply does nothing but commands.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from policyc.emulator.deliver import deliver
+from policyc.emulator.engine import VECTORS_WITH_CODE, Engine
+from policyc.emulator.exits import leave
+from policyc.emulator.hooks import Hooks, Injection, Tool, Waiting
+from policyc.emulator.registers import write_registers
+from policyc.emulator.stops import BudgetSpent, Shutdown, Stop
+from policyc.kvmi import Action, EventData, EventKind, EventReplyData, SinglestepData, TrapData
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from policyc.emulator.image import BootState
+    from policyc.emulator.memory import Memory
+
+__all__ = ["Vcpu"]
+
+_RFLAGS_IF: Final = 1 << 9
+_PAGE_FAULT: Final = 14
+_EXCEPTIONS: Final = 32
+_KERNEL_CS: Final = 0x10
+_KERNEL_DS: Final = 0x18
+_BOOT_CR0: Final = 0x8004_0033  # PG AM NE ET MP PE: no WP yet
+
+
+class Vcpu:
+    """A vCPU on the machine's memory.
+
+    Attributes:
+        index: as KVMI numbers it.
+        cpu: "intel" or "amd".
+        engine: its processor.
+        halted: in HLT, until an interrupt.
+        dead: why it will never run again, if so.
+        xcr0: extended control register 0.
+        hooks: what the tool asked for.
+        tool: who gets the events; None without a connection.
+        waiting: the event that isn't answered yet.
+    """
+
+    def __init__(self, index: int, memory: Memory, cpu: str) -> None:
+        self.index = index
+        self.cpu = cpu
+        self.engine = Engine(memory, cpu)
+        self.halted = False
+        self.dead: Shutdown | None = None
+        self.xcr0 = 1
+        self.hooks = Hooks()
+        self.tool: Tool | None = None
+        self.waiting: Waiting | None = None
+        self._interrupts: set[int] = set()
+
+    def start(self, state: BootState) -> None:
+        """Put the registers where the loader leaves them."""
+        engine = self.engine
+        engine.set("cr3", state.cr3)
+        engine.set("cr0", _BOOT_CR0)
+        engine.set_table("gdtr", *state.gdt)
+        engine.enter(0, _KERNEL_CS, _KERNEL_DS)
+        engine.set("rip", state.rip)
+        engine.set("rsp", state.rsp)
+        engine.set("rsi", state.rsi)
+        engine.set("rflags", 2)
+
+    def interrupt(self, vector: int) -> None:
+        """Raise an external interrupt; it stays pending until the guest takes it."""
+        self._interrupts.add(vector)
+
+    @property
+    def runnable(self) -> bool:
+        """Whether `run` would do something."""
+        if self.dead is not None or self.waiting is not None:
+            return bool(self.hooks.jobs)
+        if self.hooks.jobs or self.hooks.pauses or self.hooks.injection:
+            return True
+        return not self.halted or (bool(self._interrupts) and self.interruptible)
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether RFLAGS.IF lets interrupts in."""
+        return bool(self.engine.get("rflags") & _RFLAGS_IF)
+
+    def run(self, budget: int) -> None:
+        """Run for at most about `budget` instructions, until the vCPU halts, waits for an answer, or dies."""
+        limit = self.engine.instructions + budget
+        while self._enter() and self.engine.instructions < limit:
+            self._run_guest(limit - self.engine.instructions)
+
+    def serve(self) -> None:
+        """Carry out the commands that were queued."""
+        while self.hooks.jobs:
+            self.hooks.jobs.popleft()()
+
+    def wants(self, kind: EventKind) -> bool:
+        """Whether the tool is there and has switched this event on."""
+        return self.tool is not None and kind in self.hooks.events
+
+    def report(
+        self,
+        kind: EventKind,
+        data: EventData | None,
+        resume: Callable[[Action | None, EventReplyData | None], None],
+    ) -> None:
+        """Send an event and stand still until it is answered."""
+        if self.tool is None:
+            resume(Action.CONTINUE, None)
+            return
+        self.waiting = Waiting(kind, resume)
+        self.tool.report(self, kind, data)
+
+    def answer(self, action: Action | None, data: EventReplyData | None) -> None:
+        """The tool's answer: registers that it set are applied before its action is."""
+        waiting = self.waiting
+        if waiting is None:
+            return
+        self.waiting = None
+        registers, self.hooks.registers = self.hooks.registers, None
+        if registers is not None:
+            write_registers(self.engine, registers)
+        if action is Action.CRASH and self.tool is not None:
+            self.tool.crash(self)
+        else:
+            waiting.resume(action, data)
+
+    def attach(self, tool: Tool) -> None:
+        """A connection begins: nothing is asked for yet."""
+        self.hooks = Hooks()
+        self.tool = tool
+        self.update_enforcement()
+
+    def detach(self) -> None:
+        """The connection has ended: an unanswered event counts as CONTINUE with the guest's own values."""
+        self.tool = None
+        self.hooks = Hooks()
+        self.update_enforcement()
+        self.answer(Action.CONTINUE, None)
+
+    def update_enforcement(self) -> None:
+        """Rights count only for a vCPU whose page-fault events are on: without them KVM lets accesses pass."""
+        self.engine.enforcing = self.wants(EventKind.PF)
+
+    def fault(self, vector: int, error_code: int | None = None, cr2: int | None = None) -> None:
+        """Raise an exception in the guest."""
+        self.die(deliver(self.engine, vector, error_code, cr2))
+
+    def die(self, reason: Shutdown | None) -> None:
+        """Stop for good, unless there is no reason to."""
+        if reason is not None:
+            self.dead = reason
+
+    def exit(self, stop: Stop) -> None:
+        """Do what KVM does when the guest was left for this reason."""
+        leave(self, stop)
+
+    def go_on(self, _action: Action | None, _data: EventReplyData | None) -> None:
+        """How events are resumed that have nothing to resume."""
+
+    def _run_guest(self, budget: int) -> None:
+        self.halted = False
+        if not self.hooks.singlestep:
+            leave(self, self.engine.run(budget))
+            return
+        stop = self.engine.run(1)
+        leave(self, stop)
+        if self.waiting is None and self.dead is None and self.wants(EventKind.SINGLESTEP):
+            failed = not isinstance(stop, BudgetSpent)
+            self.report(EventKind.SINGLESTEP, SinglestepData(failed), self.go_on)
+
+    def _enter(self) -> bool:
+        """Whether the guest can be entered now; everything that comes before is done."""
+        self.serve()
+        if self.dead is not None or self.waiting is not None:
+            return False
+        if self.hooks.injection is not None and not self.hooks.singlestep:
+            self._inject(self.hooks.injection)
+            return False
+        if self.hooks.pauses:
+            self.hooks.pauses -= 1
+            self.report(EventKind.PAUSE, None, self.go_on)
+            return False
+        if self._interrupts and not self.hooks.singlestep and self.interruptible:
+            vector = max(self._interrupts)
+            self._interrupts.remove(vector)
+            self.halted = False
+            self.die(deliver(self.engine, vector))
+        return self.dead is None and not self.halted
+
+    def _inject(self, injection: Injection) -> None:
+        self.hooks.injection = None
+        self.halted = False
+        if injection.vector >= _EXCEPTIONS:
+            self.die(Shutdown(f"exception {injection.vector} was injected, and there is no such exception"))
+            return
+        code = injection.error_code if injection.vector in VECTORS_WITH_CODE else None
+        self.fault(injection.vector, code, injection.address if injection.vector == _PAGE_FAULT else None)
+        address = self.engine.get("cr2")
+        self.report(EventKind.TRAP, TrapData(injection.vector, code or 0, address), self.go_on)
