@@ -10,10 +10,12 @@ accepts: Documentation/virt/kvm/kvmi.rst of the v7 and v12 series and the behavi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum, IntFlag
 from types import MappingProxyType
+
+from policyc.addresses import PAGE_SIZE
 
 __all__ = [
     "ACCESS_WORDS",
@@ -31,6 +33,7 @@ __all__ = [
     "TARGETS",
     "VECTORS",
     "Access",
+    "AddressSpace",
     "Column",
     "EffectKind",
     "EffectSpec",
@@ -38,6 +41,8 @@ __all__ = [
     "FieldSpec",
     "Mechanism",
     "Parameter",
+    "Unknown",
+    "carries",
     "column_of_access",
     "legal_effects",
 ]
@@ -366,18 +371,39 @@ class Unknown(Enum):
     ALL_ONES = "when it is all ones"
 
 
+class AddressSpace(Enum):
+    """What an address leads through."""
+
+    VIRTUAL = "virtual"
+    PHYSICAL = "physical"
+
+
 @dataclass(frozen=True, slots=True)
 class FieldSpec:
-    """A field that conditions may read. `columns` is empty where every vCPU event carries it."""
+    """A field that conditions may read.
+
+    Attributes:
+        columns: the events that carry it; empty where every event of a vCPU does.
+        bits_of: the register whose named bits its value has.
+        values: what it can be.
+        space: what its value is an address of; None where it is no address.
+        dialects: where not every dialect carries it in an event, those that do.
+    """
 
     word: str
     columns: frozenset[Column]
     doc: str
     unknown: Unknown = Unknown.NEVER
     bits_of: str | None = None
+    values: Sequence[int] = range(1 << 64)
+    space: AddressSpace | None = None
+    dialects: Mapping[Column, tuple[str, ...]] = field(default_factory=dict)
 
 
 _PAGE_FAULT = frozenset({Column.WRITE, Column.READ_EXECUTE})
+_REGISTER_WRITE = frozenset({Column.REGISTER, Column.XSETBV})
+_XCR0_VALUES = MappingProxyType({Column.XSETBV: ("kvmi-v12",)})
+"""The XSETBV event of v7 has no data."""
 _GENERAL_REGISTERS = (
     "rax",
     "rbx",
@@ -395,21 +421,36 @@ FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
     {
         spec.word: spec
         for spec in (
-            *(FieldSpec(word, frozenset(), f"The register {word.upper()}.") for word in _GENERAL_REGISTERS),
+            *(
+                FieldSpec(word, frozenset(), f"The register {word.upper()}.", space=AddressSpace.VIRTUAL)
+                for word in _GENERAL_REGISTERS
+            ),
             FieldSpec("cr0", frozenset(), "The register CR0.", bits_of="cr0"),
-            FieldSpec("cr3", frozenset(), "The register CR3."),
+            FieldSpec("cr3", frozenset(), "The register CR3.", space=AddressSpace.PHYSICAL),
             FieldSpec("cr4", frozenset(), "The register CR4.", bits_of="cr4"),
             FieldSpec("efer", frozenset(), "The register EFER.", bits_of="efer"),
-            FieldSpec("cpl", frozenset(), "The privilege level, 0 to 3."),
-            FieldSpec("bits", frozenset(), "The width of the running code: 16, 32 or 64."),
-            FieldSpec("vcpu", frozenset(), "The index of the vCPU."),
-            FieldSpec("gva", _PAGE_FAULT, "The guest virtual address of the access.", unknown=Unknown.ALL_ONES),
-            FieldSpec("gpa", _PAGE_FAULT, "The guest physical address of the access."),
-            FieldSpec("size", _PAGE_FAULT, "Bytes accessed."),
-            FieldSpec("access", _PAGE_FAULT, "`read`, `write` or `execute`."),
-            FieldSpec("old", frozenset({Column.REGISTER}), "The value before the write."),
-            FieldSpec("new", frozenset({Column.REGISTER}), "The value being written."),
-            FieldSpec("leaf", frozenset({Column.CPUID}), "The CPUID leaf asked for."),
+            FieldSpec("cpl", frozenset(), "The privilege level, 0 to 3.", values=range(4)),
+            FieldSpec("bits", frozenset(), "The width of the running code: 16, 32 or 64.", values=(16, 32, 64)),
+            FieldSpec("vcpu", frozenset(), "The index of the vCPU.", values=range(1 << 16)),
+            FieldSpec(
+                "gva",
+                _PAGE_FAULT,
+                "The guest virtual address of the access.",
+                unknown=Unknown.ALL_ONES,
+                space=AddressSpace.VIRTUAL,
+            ),
+            FieldSpec(
+                "gpa",
+                _PAGE_FAULT,
+                "The guest physical address of the access.",
+                values=range(1 << 52),
+                space=AddressSpace.PHYSICAL,
+            ),
+            FieldSpec("size", _PAGE_FAULT, "Bytes accessed.", values=range(1, PAGE_SIZE + 1)),
+            FieldSpec("access", _PAGE_FAULT, "`read`, `write` or `execute`.", values=(1, 2, 4)),
+            FieldSpec("old", _REGISTER_WRITE, "The value before the write.", dialects=_XCR0_VALUES),
+            FieldSpec("new", _REGISTER_WRITE, "The value being written.", dialects=_XCR0_VALUES),
+            FieldSpec("leaf", frozenset({Column.CPUID}), "The CPUID leaf asked for.", values=range(1 << 32)),
         )
     }
 )
@@ -428,6 +469,11 @@ def column_of_access(access: Access) -> frozenset[Column]:
     if access & (Access.R | Access.X):
         columns.add(Column.READ_EXECUTE)
     return frozenset(columns)
+
+
+def carries(column: Column, field: FieldSpec) -> bool:
+    """Whether an event of this column has the field in some dialect; UNHOOK is no event of a vCPU and has none."""
+    return column is not Column.UNHOOK and (not field.columns or column in field.columns)
 
 
 def legal_effects(column: Column) -> tuple[str, ...]:

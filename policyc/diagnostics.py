@@ -80,7 +80,7 @@ def _table(*rows: Code) -> Mapping[str, Code]:
 _E, _W, _N = Severity.ERROR, Severity.WARNING, Severity.NOTE
 
 # One row a code; a code is never reused for something else. P1xx syntax and input, P2xx names, P3xx legality,
-# P4xx overlap, P5xx lowering, P6xx artifact, P7xx binding.
+# P4xx overlap, P5xx lowering, P6xx artifact, P7xx binding, P8xx tests.
 CODES: Final = _table(
     Code("P100", _E, "unreadable input", "The file can't be opened or read."),
     Code("P101", _E, "unexpected text", "The text breaks the grammar at this place."),
@@ -126,11 +126,17 @@ CODES: Final = _table(
     Code("P304", _E, "effect impossible", "No reply to this event brings the effect about."),
     Code("P305", _E, "clause out of place", "The clause means nothing in this rule."),
     Code("P306", _E, "not in this dialect", "The event doesn't exist in every dialect that the plan is for."),
+    Code("P307", _E, "no such field here", "The event that the rule is about doesn't carry this field."),
+    Code("P308", _E, "doesn't go together", "The parts of a condition can't be joined or compared with each other."),
+    Code("P309", _E, "condition too long", "A condition is longer than one may be that is evaluated at each event."),
     Code("P401", _W, "excepted code unguarded", "Code that an exception trusts could be rewritten by anyone."),
     Code("P404", _W, "rule never matches", "Nothing that a guest can do ever fits this rule."),
     Code("P405", _W, "rule stands twice", "The same rule stands in the policy already."),
+    Code("P406", _E, "test without cases", "A test that claims nothing can't fail."),
     Code("P501", _E, "not compiled yet", "The language has this, and this version of the compiler doesn't."),
     Code("P502", _E, "rights that hardware lacks", "No page can be given the rights that the rule needs."),
+    Code("P801", _E, "test failed", "The policy decides otherwise than a case of a test expects."),
+    Code("P802", _E, "test undecided", "The policy's verdict turns on a fact that the case doesn't give."),
 )
 
 

@@ -44,6 +44,19 @@ def examples_of(command: click.Command) -> list[list[str]]:
 EXAMPLES = [(path, words) for path, command in LEAVES.items() for words in examples_of(command)]
 
 
+POLICY = """\
+text: deny write to kernel .text
+rodata: deny write to kernel .rodata
+call: on hypercall 34/24 log
+
+test "the system call table and the code of the kernel stay as they are" {
+    write kernel:sys_call_table + 8 from 0xffffffffc0401000 => deny
+    write kernel:schedule from 0xffffffffc0401000 => deny
+    on hypercall 34/24 => log
+}
+"""
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with every file that the examples name."""
@@ -51,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "kallsyms.txt").write_text(SYSTEM_MAP)
     (tmp_path / "policies").mkdir()
     for name in ("kernel.policy", "policies/kernel.policy"):
-        (tmp_path / name).write_text("deny write to kernel .text, kernel .rodata\non hypercall 34/24 log\n")
+        (tmp_path / name).write_text(POLICY)
     return tmp_path
 
 

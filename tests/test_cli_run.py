@@ -25,7 +25,7 @@ from tests.support.small_kernel import write_small_kernel
 VERDICT = {
     "kind": "verdict",
     "severity": "critical",
-    "event": "page fault",
+    "event": "pf",
     "vcpu": 1,
     "rip": "0xffffffff81001000",
     "cr3": "0x1000",
@@ -57,17 +57,17 @@ def folder(tmp_path: Path) -> Path:
     [
         (
             VERDICT,
-            "critical  page fault access write gpa 0x1a00180 gva unknown at rip 0xffffffff81001000 on vCPU 1: deny by "
-            "text: kernel-text (a.policy:4)",
+            "critical  write gpa 0x1a00180 gva unknown at rip 0xffffffff81001000 on vCPU 1: deny by "
+            "text: kernel-text (a.policy:4): skip",
         ),
         (
             VERDICT | {"effect": "log", "severity": "low"},
-            "low       page fault access write gpa 0x1a00180 gva unknown at rip 0xffffffff81001000 on vCPU 1: log "
-            "(would be deny) by text: kernel-text (a.policy:4)",
+            "low       write gpa 0x1a00180 gva unknown at rip 0xffffffff81001000 on vCPU 1: log "
+            "(would be deny) by text: kernel-text (a.policy:4): skip",
         ),
         (
-            {"kind": "state", "severity": "info", "state": "ARMED", "fact": "1 rule\x1b[2J", "vcpus": 2, "slide": 0},
-            "info      ARMED: 1 rule<U+001B>[2J (vcpus 2, slide 0)",
+            {"kind": "state", "severity": "info", "state": "ARMED", "fact": "1 rule\x1b[2J", "vcpus": 2, "notes": []},
+            "info      ARMED: 1 rule<U+001B>[2J (vcpus 2)",
         ),
         ({"kind": "new", "severity": "\x1b", "a": {"b": 1}}, "<U+001B>  kind new severity <U+001B> a b 1"),
         (
@@ -82,7 +82,7 @@ def test_record_line(record: dict[str, object], line: str) -> None:
 
 
 def test_record_line__colours_the_severity_alone() -> None:
-    assert record_line(VERDICT).startswith("\x1b[31m\x1b[1mcritical\x1b[0m  page fault")
+    assert record_line(VERDICT).startswith("\x1b[31m\x1b[1mcritical\x1b[0m  write gpa")
     assert "\x1b" not in record_line({"kind": "state", "state": "ARMED", "fact": "ok"})
 
 

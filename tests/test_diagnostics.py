@@ -72,7 +72,7 @@ def test_codes__are_rows_of_their_own_name() -> None:
         assert name == code.name
         assert name[0] == "P"
         assert len(name) == 4
-        assert "1" <= name[1] <= "7"
+        assert "1" <= name[1] <= "8"
         assert code.title
         assert code.title[-1] != "."
         assert code.explanation.endswith(".")

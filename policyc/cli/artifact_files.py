@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from policyc.guest.profile import Profile
     from policyc.plan.model import Plan
 
-__all__ = ["STDIN", "load_plan", "load_profile", "named", "read_file", "shown_name"]
+__all__ = ["STDIN", "load_plan", "load_profile", "named", "read_file", "read_secret", "shown_name"]
 
 STDIN = "-"
 """The name under which standard input is given."""
+
+MAX_SECRET_BYTES = 64 * 1024
+"""A cookie's secret that is larger isn't one."""
 
 
 def load_profile(name: str) -> Profile:
@@ -64,6 +67,19 @@ def read_file(name: str, *, limit: int) -> bytes:
     except OSError as error:
         # A read that fails, unlike an open, doesn't say of which file.
         raise type(error)(error.errno, error.strerror, name) from error
+
+
+def read_secret(name: str) -> bytes:
+    """The secret in the file called `name`, byte for byte: a line end belongs to it, as it does for QEMU.
+
+    Raises:
+        OSError: it can't be read.
+        CommandError: it is empty, or too large to be one.
+    """
+    secret = read_file(name, limit=MAX_SECRET_BYTES)
+    if not 0 < len(secret) <= MAX_SECRET_BYTES:
+        raise CommandError(ExitCode.USAGE, f"`{shown_name(name)}`: a secret has 1 to {MAX_SECRET_BYTES} bytes")
+    return secret
 
 
 def shown_name(name: str) -> str:

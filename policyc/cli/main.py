@@ -27,8 +27,11 @@ COMPLETION_VARIABLE = "_POLICYC_COMPLETE"
 COMMANDS: tuple[CommandRow, ...] = (
     CommandRow("Policies", "check", "check", "say what is wrong with policy files"),
     CommandRow("Policies", "compile", "compile", "turn policy files into a plan"),
+    CommandRow("Policies", "explain", "explain", "say how a plan decides, and why"),
+    CommandRow("Policies", "test", "test", "run the tests that stand in policy files"),
     CommandRow("Guests", "profile", "profile", "find out where a guest's kernel has its sections and symbols"),
     CommandRow("Guests", "guest", "guest", "run a guest that speaks KVMI, without KVM"),
+    CommandRow("Enforcement", "demo", "demo", "see attacks on a small guest stopped"),
     CommandRow("Enforcement", "run", "run", "enforce a plan on the guest that connects"),
 )
 """Every command of `policyc`."""

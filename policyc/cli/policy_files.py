@@ -46,10 +46,11 @@ class PolicyFiles:
         return [self._as_typed(diagnostic) for diagnostic in diagnostics]
 
     def _as_typed(self, diagnostic: Diagnostic) -> Diagnostic:
-        notes = tuple((span and self._moved(span), text) for span, text in diagnostic.notes)
-        return replace(diagnostic, span=diagnostic.span and self._moved(diagnostic.span), notes=notes)
+        notes = tuple((span and self.span_as_typed(span), text) for span, text in diagnostic.notes)
+        return replace(diagnostic, span=diagnostic.span and self.span_as_typed(diagnostic.span), notes=notes)
 
-    def _moved(self, span: Span) -> Span:
+    def span_as_typed(self, span: Span) -> Span:
+        """`span`, which lies in one of `sources`, under the name that the user typed."""
         return replace(span, source=self._typed.get(span.source.name, span.source))
 
 

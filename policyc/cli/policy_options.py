@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 import click
 
 from policyc.catalog import TARGETS
-from policyc.cli.artifact_files import load_profile
+from policyc.cli.artifact_files import STDIN, load_profile
 from policyc.cli.color import wants_color
 from policyc.cli.diagnostic_formats import FORMATS, render
 from policyc.cli.exit_codes import ExitCode
@@ -17,17 +17,19 @@ from policyc.diagnostics import Diagnostic, Severity
 from policyc.plan.pages import CPUS
 
 if TYPE_CHECKING:
+    from policyc.compiler.checks import CheckOptions
+    from policyc.guest.profile import Profile
     from policyc.plan.model import Plan
 
-__all__ = ["compile_files", "policy_options", "report"]
+__all__ = ["compile_files", "compile_inputs", "plan_options", "policy_options", "read_inputs", "report"]
 
 Command = TypeVar("Command", bound=Callable[..., ExitCode])
 
 
-def policy_options(*, profile_required: bool) -> Callable[[Command], Command]:
-    """Adds the arguments `files`, `profile`, `target`, `cpu`, `format` and `deny`."""
-    options = (
-        click.argument("files", nargs=-1, required=True, metavar="FILE..."),
+def plan_options(*, profile_required: bool, files: bool = True) -> Callable[[Command], Command]:
+    """Adds the arguments `files` (unless a command reads its own), `profile`, `target` and `cpu`."""
+    return _all_of(
+        *([click.argument("files", nargs=-1, required=True, metavar="FILE...")] if files else []),
         click.option(
             "--profile",
             required=profile_required,
@@ -48,6 +50,13 @@ def policy_options(*, profile_required: bool) -> Callable[[Command], Command]:
             show_default=True,
             help="The processor whose page tables must hold the rights.",
         ),
+    )
+
+
+def policy_options(*, profile_required: bool) -> Callable[[Command], Command]:
+    """Adds the arguments `files`, `profile`, `target`, `cpu`, `format` and `deny`."""
+    return _all_of(
+        plan_options(profile_required=profile_required),
         click.option(
             "--format",
             type=click.Choice([*FORMATS]),
@@ -57,13 +66,6 @@ def policy_options(*, profile_required: bool) -> Callable[[Command], Command]:
         ),
         click.option("--deny", type=click.Choice(["warnings"]), help="Let warnings fail the command too."),
     )
-
-    def add(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
 
 
 def compile_files(
@@ -79,15 +81,33 @@ def compile_files(
         CommandError: a folder holds no policy, or the profile is refused.
     """
     from policyc.compiler.checks import CheckOptions
+
+    policies, known = read_inputs(files, profile)
+    plan, findings = compile_inputs(policies, known, CheckOptions(target=target, cpu=cpu))
+    return policies, plan, findings
+
+
+def read_inputs(files: Sequence[str], profile: str | None) -> tuple[PolicyFiles, Profile | None]:
+    """The policies and the profile that the user named.
+
+    Raises:
+        OSError: a file can't be read.
+        CommandError: a folder holds no policy, or the profile is refused.
+    """
+    if profile == STDIN and STDIN in files:
+        raise click.UsageError("standard input can't be both the policy and the profile")
+    return read_policies(files), load_profile(profile) if profile is not None else None
+
+
+def compile_inputs(
+    policies: PolicyFiles, profile: Profile | None, options: CheckOptions
+) -> tuple[Plan | None, list[Diagnostic]]:
+    """One plan of all the policies, None after an error or without a profile; and all findings, in the user's names."""
     from policyc.compiler.pipeline import compile_policies
 
-    if profile == "-" and "-" in files:
-        raise click.UsageError("standard input can't be both the policy and the profile")
-    policies = read_policies(files)
-    known = load_profile(profile) if profile is not None else None
-    result = compile_policies(policies.sources, known, CheckOptions(target=target, cpu=cpu))
+    result = compile_policies(policies.sources, profile, options)
     findings = [*policies.unreadable, *policies.as_typed(result.diagnostics)]
-    return policies, None if policies.unreadable else result.plan, findings
+    return None if policies.unreadable else result.plan, findings
 
 
 def report(findings: Sequence[Diagnostic], stream: TextIO, *, format: str, deny: str | None) -> ExitCode:
@@ -95,3 +115,12 @@ def report(findings: Sequence[Diagnostic], stream: TextIO, *, format: str, deny:
     click.echo(render(findings, format=format, color=wants_color(stream)), file=stream, nl=False)
     fatal = {Severity.ERROR, Severity.WARNING} if deny == "warnings" else {Severity.ERROR}
     return ExitCode.FINDINGS if any(found.severity in fatal for found in findings) else ExitCode.OK
+
+
+def _all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add

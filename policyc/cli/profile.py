@@ -36,6 +36,7 @@ def command() -> None:
 
 @command.command(
     "build",
+    short_help="make a profile from a table of symbols",
     epilog=examples(
         "policyc profile build System.map -o kernel.profile",
         "policyc profile build kallsyms.txt --banner version.txt -o kernel.profile",
@@ -69,6 +70,7 @@ def build(source: str, output: str, banner: str | None) -> ExitCode:
 
 @command.command(
     "show",
+    short_help="show what a profile holds",
     epilog=examples(
         "policyc profile show kernel.profile",
         "policyc profile show kernel.profile kernel:sys_call_table 'kernel:*_memcpy'",

@@ -40,17 +40,20 @@ def record_line(record: Mapping[str, object]) -> str:
 
 def _state(record: Mapping[str, object]) -> str:
     known = {"kind", "severity", "state", "fact"}
-    details = ", ".join(f"{name} {value}" for name, value in record.items() if name not in known)
+    details = ", ".join(f"{name} {value}" for name, value in record.items() if name not in known and value not in EMPTY)
     return f"{record.get('state')}: {record.get('fact')}" + (f" ({details})" if details else "")
 
 
 def _verdict(record: Mapping[str, object]) -> str:
-    what = " ".join(f"{name} {_value(value)}" for name, value in record.items() if name not in SAID_ELSEWHERE)
+    # An access to memory says what it did; that it came as a page fault is KVMI's affair.
+    what = [str(record.get("access", record.get("event")))]
+    what += [f"{name} {_value(value)}" for name, value in record.items() if name not in SAID_ELSEWHERE]
+    what.append(f"at rip {record.get('rip')} on vCPU {record.get('vcpu')}")
     effect, would = record.get("effect"), record.get("would")
     outcome = f"{effect}" if would == effect else f"{effect} (would be {would})"
     rules = record.get("rules")
     winner = f" by {_rule(rules[0])}" if isinstance(rules, list) and rules else ""
-    return f"{record.get('event')} {what} at rip {record.get('rip')} on vCPU {record.get('vcpu')}: {outcome}{winner}"
+    return f"{' '.join(what)}: {outcome}{winner}: {record.get('done')}"
 
 
 def _value(value: object) -> str:
@@ -74,8 +77,24 @@ def _unknown(record: Mapping[str, object]) -> str:
 
 
 SAID_ELSEWHERE = frozenset(
-    ("kind", "severity", "event", "vcpu", "rip", "cr3", "effect", "would", "done", "rules", "set_aside", "exempted")
+    (
+        "kind",
+        "severity",
+        "event",
+        "access",
+        "vcpu",
+        "rip",
+        "cr3",
+        "effect",
+        "would",
+        "done",
+        "rules",
+        "set_aside",
+        "exempted",
+    )
 )
+
+EMPTY: tuple[object, ...] = ([], {})
 
 LINES = MappingProxyType({"state": _state, "verdict": _verdict, "dropped": _dropped})
 """How each kind of record is said."""

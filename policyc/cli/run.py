@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from policyc.cli.artifact_files import load_plan, read_file, shown_name
+from policyc.cli.artifact_files import load_plan, read_secret
 from policyc.cli.command_table import examples
-from policyc.cli.exit_codes import CommandError, ExitCode
+from policyc.cli.exit_codes import ExitCode
 from policyc.cli.record_lines import record_line
 from policyc.cli.record_printer import RecordPrinter
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from policyc.runtime.session import SessionEnd
 
 __all__ = ["command"]
-
-MAX_COOKIE_BYTES = 64 * 1024
-"""A secret that is larger isn't one."""
 
 LINES: Mapping[str, Callable[[Mapping[str, object]], str]] = {"text": record_line, "json": json.dumps}
 
@@ -58,13 +55,13 @@ def command(
     Ends on SIGTERM or Ctrl-C, after the guest's rights are what they were before. Exit code 4 means that the plan can't
     be enforced on the guest, 5 that a guest was guarded and the connection to it is gone.
     """
-    from policyc.runtime.arming import ArmingOptions
+    from policyc.runtime.locate import ArmingOptions
     from policyc.runtime.service import Service, ServiceOptions, leave_on_signal
 
     options = ServiceOptions(
         socket=Path(socket),
         audit=Path(audit) if audit is not None else None,
-        cookie=_cookie(cookie_file) if cookie_file is not None else None,
+        cookie=read_secret(cookie_file) if cookie_file is not None else None,
         monitor=monitor,
         once=once,
         arming=ArmingOptions(skip_unmapped=unmapped == "skip"),
@@ -73,14 +70,6 @@ def command(
         service = Service(load_plan(plan), options, printer)
         with leave_on_signal(service):
             return _code(service.run())
-
-
-def _cookie(name: str) -> bytes:
-    """The secret in the file called `name`, byte for byte as QEMU gets it."""
-    secret = read_file(name, limit=MAX_COOKIE_BYTES)
-    if not 0 < len(secret) <= MAX_COOKIE_BYTES:
-        raise CommandError(ExitCode.USAGE, f"`{shown_name(name)}`: a secret has 1 to {MAX_COOKIE_BYTES} bytes")
-    return secret
 
 
 def _code(end: SessionEnd | None) -> ExitCode:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from policyc.catalog import (
     EVENTS,
+    FIELDS,
     LEGALITY,
     MSR_RANGES,
     RETRYABLE,
@@ -20,8 +21,8 @@ from policyc.catalog import (
     column_of_access,
     legal_effects,
 )
-from policyc.compiler.resolved import ResolvedPlace, ResolvedPolicy, ResolvedRule
-from policyc.diagnostics import Diagnostic
+from policyc.compiler.resolved import ResolvedCase, ResolvedPlace, ResolvedPolicy, ResolvedRule
+from policyc.diagnostics import Diagnostic, Span
 from policyc.plan.pages import hold
 from policyc.plan.places import Base, SymbolPlace
 from policyc.plan.sweep import sweep
@@ -66,7 +67,7 @@ def one_policy_a_name(policies: Sequence[ResolvedPolicy], options: CheckOptions)
 
 def effect_fits_event(policies: Sequence[ResolvedPolicy], options: CheckOptions) -> Iterator[Diagnostic]:
     """The legality table: an effect that the event's replies can't bring about is refused, and what can is named."""
-    for rule in _rules(policies):
+    for rule in _rules_and_cases(policies):
         columns = {rule.event.column} if rule.event is not None else column_of_access(rule.access)
         for column in sorted(columns, key=lambda column: column.value):
             if column not in LEGALITY[rule.effect.kind]:
@@ -86,7 +87,7 @@ def _what_is_legal(column: Column) -> str:
     return f"it can be {', '.join(f'`{word}`' for word in words[:-1])} or `{words[-1]}`"
 
 
-def _can_pin(rule: ResolvedRule) -> bool:
+def _can_pin(rule: ResolvedRule | ResolvedCase) -> bool:
     return rule.event is not None and (
         rule.event.key.word in ("cr0", "cr4") or (rule.event.key.word, rule.event.key.numbers) == ("msr", (0xC0000080,))
     )
@@ -94,7 +95,7 @@ def _can_pin(rule: ResolvedRule) -> bool:
 
 def event_exists_in_target(policies: Sequence[ResolvedPolicy], options: CheckOptions) -> Iterator[Diagnostic]:
     """Some events exist in one dialect alone."""
-    for rule in _rules(policies):
+    for rule in _rules_and_cases(policies):
         if rule.event is None:
             continue
         spec = EVENTS[rule.event.key.word]
@@ -110,7 +111,30 @@ def event_exists_in_target(policies: Sequence[ResolvedPolicy], options: CheckOpt
             )
 
 
-def _msr_fits(rule: ResolvedRule, dialect: str) -> bool:
+def field_exists_in_target(policies: Sequence[ResolvedPolicy], options: CheckOptions) -> Iterator[Diagnostic]:
+    """Some events carry a field in one dialect alone."""
+    for rule in _rules(policies):
+        columns = {rule.event.column} if rule.event is not None else column_of_access(rule.access)
+        for word, span in _fields(rule):
+            for column in columns:
+                only = FIELDS[word].dialects.get(column, TARGETS)
+                missing = [dialect for dialect in options.dialects if dialect not in only]
+                if missing:
+                    yield Diagnostic(
+                        "P306",
+                        f"{column.value} has no `{word}` in {' or '.join(missing)}",
+                        span,
+                        f"compile with `--target {only[0]}` if every guest runs it",
+                    )
+
+
+def _fields(rule: ResolvedRule) -> Iterator[tuple[str, Span]]:
+    for when in (rule.when, *(exemption.when for exemption in rule.exemptions)):
+        if when is not None:
+            yield from when.used
+
+
+def _msr_fits(rule: ResolvedRule | ResolvedCase, dialect: str) -> bool:
     if rule.event is None or rule.event.key.word != "msr":
         return True
     return any(rule.event.key.numbers[0] in span for span in MSR_RANGES[dialect])
@@ -147,7 +171,8 @@ def excepted_code_is_guarded(policies: Sequence[ResolvedPolicy], options: CheckO
     guarded = [
         (extent.start, extent.end, int(extent.base))
         for rule in _rules(policies)
-        if rule.enforce and rule.access & Access.W and rule.effect.kind >= EffectKind.SKIP and not rule.origin
+        if rule.enforce and rule.access & Access.W and rule.effect.kind >= EffectKind.SKIP
+        if rule.spares_trusted_code_alone
         for place in rule.places
         if place.resolution is not None
         for extent in place.resolution.extents
@@ -193,10 +218,19 @@ def _rules(policies: Sequence[ResolvedPolicy]) -> Iterator[ResolvedRule]:
         yield from policy.rules
 
 
+def _rules_and_cases(policies: Sequence[ResolvedPolicy]) -> Iterator[ResolvedRule | ResolvedCase]:
+    """Everything that names an event or an access, and an effect on it."""
+    for policy in policies:
+        yield from policy.rules
+        for test in policy.tests:
+            yield from test.cases
+
+
 CHECKS: tuple[Check, ...] = (
     one_policy_a_name,
     effect_fits_event,
     event_exists_in_target,
+    field_exists_in_target,
     hardware_can_hold,
     overriding_is_enforced,
     excepted_code_is_one,

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from policyc.compiler.resolved import ResolvedPlace, ResolvedPolicy, ResolvedRule
+from policyc.compiler.resolved import ResolvedCondition, ResolvedPlace, ResolvedPolicy, ResolvedRule
 from policyc.diagnostics import Diagnostic
+from policyc.plan.canonical import renumbered
+from policyc.plan.condition_steps import encode_condition
+from policyc.plan.conditions import Condition, Truth, text_of
 from policyc.plan.model import (
     BoundPlace,
     Exemption,
@@ -35,7 +38,7 @@ def lower(
     policies: Sequence[ResolvedPolicy], guest: GuestFacts, *, target: str, cpu: str
 ) -> tuple[Plan, list[Diagnostic]]:
     """The plan, and warnings about what left no trace in it."""
-    ordered = sorted(policies, key=lambda policy: policy.name)
+    ordered = sorted((policy for policy in policies if not policy.only_tests), key=lambda policy: policy.name)
     places = _places(ordered)
     index_of = {bound.place: index for index, bound in enumerate(places)}
     files = sorted({policy.source.name: policy.source for policy in ordered}.values(), key=lambda source: source.name)
@@ -80,7 +83,7 @@ def _places(policies: Iterable[ResolvedPolicy]) -> tuple[BoundPlace, ...]:
     found: dict[Place, ResolvedPlace] = {}
     for policy in policies:
         for rule in policy.rules:
-            for place in (*rule.places, *rule.origin, *(p for e in rule.exemptions for p in e.code)):
+            for place in _named(rule):
                 found.setdefault(place.place, place)
     return tuple(
         BoundPlace(
@@ -90,6 +93,28 @@ def _places(policies: Iterable[ResolvedPolicy]) -> tuple[BoundPlace, ...]:
         )
         for place, resolved in sorted(found.items(), key=lambda item: str(item[0]))
     )
+
+
+def _named(rule: ResolvedRule) -> Iterator[ResolvedPlace]:
+    yield from rule.places
+    yield from rule.origin
+    if rule.when is not None:
+        yield from rule.when.places
+    for exemption in rule.exemptions:
+        yield from exemption.code
+        if exemption.when is not None:
+            yield from exemption.when.places
+
+
+def _condition(when: ResolvedCondition | None, index_of: dict[Place, int]) -> Condition | None:
+    if when is None:
+        return None
+    return renumbered(when.condition, lambda number: index_of[when.places[number].place])
+
+
+def _unless_always(condition: Condition | None) -> Condition | None:
+    """A condition that always holds says nothing."""
+    return None if condition == Truth(True) else condition
 
 
 def _rule(name: str, rule: ResolvedRule, policy: int, index_of: dict[Place, int]) -> Rule:
@@ -102,8 +127,10 @@ def _rule(name: str, rule: ResolvedRule, policy: int, index_of: dict[Place, int]
             because=exemption.because,
             owner=exemption.owner,
             until=exemption.until.isoformat() if exemption.until is not None else None,
+            when=_unless_always(condition) if exemption.code else condition,
         )
         for exemption in rule.exemptions
+        for condition in [_condition(exemption.when, index_of)]
     }
     return Rule(
         id=name,
@@ -114,10 +141,16 @@ def _rule(name: str, rule: ResolvedRule, policy: int, index_of: dict[Place, int]
         places=indices(rule.places),
         event=rule.event.key if rule.event is not None else None,
         origin=indices(rule.origin),
-        exemptions=tuple(sorted(exemptions, key=lambda e: (e.code, e.because, e.owner or "", e.until or ""))),
+        exemptions=tuple(sorted(exemptions, key=_order_of_exemption)),
         overriding=rule.overriding,
         record=Record(rule.severity, rule.because, rule.tags),
+        when=_unless_always(_condition(rule.when, index_of)),
     )
+
+
+def _order_of_exemption(exemption: Exemption) -> tuple[tuple[int, ...], str, str, str, str]:
+    steps = "" if exemption.when is None else json.dumps(encode_condition(exemption.when))
+    return exemption.code, steps, exemption.because, exemption.owner or "", exemption.until or ""
 
 
 def _digest_of(rule: ResolvedRule) -> str:
@@ -128,8 +161,15 @@ def _digest_of(rule: ResolvedRule) -> str:
         "places": sorted({str(place.place) for place in rule.places}),
         "event": None if rule.event is None else [rule.event.key.word, *rule.event.key.numbers],
         "origin": sorted({str(place.place) for place in rule.origin}),
+        "when": _text(rule.when),
         "exemptions": sorted(
-            [sorted({str(place.place) for place in e.code}), e.because, e.owner or "", str(e.until or "")]
+            [
+                sorted({str(place.place) for place in e.code}),
+                _text(e.when),
+                e.because,
+                e.owner or "",
+                str(e.until or ""),
+            ]
             for e in rule.exemptions
         ),
         "overriding": list(rule.overriding),
@@ -138,6 +178,10 @@ def _digest_of(rule: ResolvedRule) -> str:
     }
     text = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
     return f"rule-{hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]}"
+
+
+def _text(when: ResolvedCondition | None) -> str:
+    return "" if when is None else text_of(when.condition, lambda number: str(when.places[number].place))
 
 
 def _twice(rule: ResolvedRule, earlier: ResolvedRule) -> Diagnostic:

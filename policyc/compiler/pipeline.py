@@ -14,6 +14,7 @@ from policyc.compiler.landmarks import guest_facts
 from policyc.compiler.lower import lower
 from policyc.compiler.profile_lookup import ProfileLookup
 from policyc.compiler.resolve import resolve_file
+from policyc.compiler.resolved import ResolvedPolicy
 from policyc.diagnostics import Diagnostic, Source, has_errors, sort_diagnostics
 from policyc.guest.profile import Profile
 from policyc.lang.parse import parse
@@ -29,10 +30,12 @@ class CompileResult:
     Attributes:
         plan: the plan; None after an error, or where no profile was given to say where places lie.
         diagnostics: everything found, in the order of files and places.
+        policies: the policies behind the plan, with the tests that stand in their files; empty where there is no plan.
     """
 
     plan: Plan | None
     diagnostics: tuple[Diagnostic, ...]
+    policies: tuple[ResolvedPolicy, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -68,8 +71,8 @@ def compile_policies(
         return _result(None, found)
 
     plan, warnings = lower(policies, guest_facts(profile), target=options.target, cpu=options.cpu)
-    return _result(plan, [*found, *warnings])
+    return _result(plan, [*found, *warnings], policies)
 
 
-def _result(plan: Plan | None, found: Sequence[Diagnostic]) -> CompileResult:
-    return CompileResult(plan, tuple(sort_diagnostics(found)))
+def _result(plan: Plan | None, found: Sequence[Diagnostic], policies: Sequence[ResolvedPolicy] = ()) -> CompileResult:
+    return CompileResult(plan, tuple(sort_diagnostics(found)), tuple(policies))

@@ -9,11 +9,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import TypeVar
 
-from policyc.catalog import ACCESS_WORDS, MODES, SEVERITIES, Access, EffectKind
+from policyc.catalog import ACCESS_WORDS, MODES, SEVERITIES, Access, EffectKind, column_of_access
+from policyc.compiler.cases import resolve_tests
+from policyc.compiler.conditions import resolve_condition
 from policyc.compiler.effects import apply_mechanism, resolve_effect
 from policyc.compiler.events import resolve_event
+from policyc.compiler.operands import Scene
 from policyc.compiler.places import PlaceResolver
-from policyc.compiler.resolved import ResolvedExemption, ResolvedPlace, ResolvedPolicy, ResolvedRule
+from policyc.compiler.resolved import (
+    ResolvedCondition,
+    ResolvedExemption,
+    ResolvedPlace,
+    ResolvedPolicy,
+    ResolvedRule,
+)
 from policyc.diagnostics import Diagnostic, Span, did_you_mean
 from policyc.lang import ast
 from policyc.plan.model import Effect
@@ -48,16 +57,19 @@ class _Resolver:
         mode = self._word(header.mode, MODES, "mode") if header is not None else None
         enforce = mode != "monitor"
         for statement in self._file.statements:
-            if isinstance(statement, (ast.Import, ast.Watch, ast.Test)):
+            if isinstance(statement, (ast.Import, ast.Watch)):
                 self._not_yet(type(statement).__name__.lower(), statement.span)
         self._check_labels()
         rules = [self._rule(rule, enforce) for rule in self._file.rules]
+        tests = resolve_tests(self._file.tests, self._places, self.diagnostics)
         self.diagnostics.extend(self._places.unused_names())
         return ResolvedPolicy(
             name=header.name.text if header is not None else self._file.source.name,
             enforce=enforce,
             rules=tuple(rule for rule in rules if rule is not None),
             source=self._file.source,
+            tests=tests,
+            only_tests=all(isinstance(said, (ast.Import, ast.Let, ast.Test)) for said in self._file.statements),
         )
 
     def _rule(self, rule: ast.Rule, enforce: bool) -> ResolvedRule | None:
@@ -70,12 +82,13 @@ class _Resolver:
             places = self._places.resolve(rule.places)
         else:
             event = self._keep(resolve_event(rule.event))
-        for clause, word in ((clauses.guard, "when"), (clauses.limit, "at most")):
-            if clause is not None:
-                self._not_yet(word, clause.span)
+        if clauses.limit is not None:
+            self._not_yet("at most", clauses.limit.span)
+        scene = Scene(column_of_access(access)) if event is None else Scene(frozenset({event.column}), event.key)
         if clauses.owner is not None:
             self._report("P305", "`owner` belongs to an exception, not to a rule", clauses.owner.span)
-        exemptions = tuple(self._exemption(exemption) for exemption in clauses.exemptions)
+        when = self._condition(clauses.guard, scene)
+        exemptions = tuple(self._exemption(exemption, scene) for exemption in clauses.exemptions)
         origin = self._places.resolve(clauses.origin)
         mode = self._word(clauses.mode, MODES, "mode")
         severity = self._word(clauses.severity, SEVERITIES, "severity")
@@ -99,6 +112,7 @@ class _Resolver:
             severity=severity or "medium",
             because=clauses.reason.text if clauses.reason is not None else None,
             tags=tuple(sorted({tag.text for tag in clauses.tags})),
+            when=when,
         )
 
     def _effect(self, rule: ast.Rule) -> Effect | None:
@@ -115,15 +129,20 @@ class _Resolver:
                 access |= ACCESS_WORDS[name]
         return access
 
-    def _exemption(self, exemption: ast.Exemption) -> ResolvedExemption:
-        if exemption.guard is not None:
-            self._not_yet("except when", exemption.guard.span)
+    def _condition(self, written: ast.Expression | None, scene: Scene) -> ResolvedCondition | None:
+        """The condition; None where there is none, and where the rule's event or access isn't understood."""
+        if written is None or not scene.columns:
+            return None
+        return resolve_condition(written, scene, self._places, self.diagnostics)
+
+    def _exemption(self, exemption: ast.Exemption, scene: Scene) -> ResolvedExemption:
         return ResolvedExemption(
             code=self._places.resolve(exemption.origin),
             because=exemption.reason.text,
             owner=exemption.owner.text if exemption.owner is not None else None,
             until=exemption.until.value if exemption.until is not None else None,
             span=exemption.span,
+            when=self._condition(exemption.guard, scene),
         )
 
     def _check_platform(self, platform: ast.Platform) -> None:

@@ -6,14 +6,25 @@ Nothing here is text that still has to be understood. Spans stay, so that later 
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from policyc.catalog import Access, Column
 from policyc.diagnostics import Source, Span
+from policyc.plan.conditions import Condition
 from policyc.plan.model import Effect, EventKey
 from policyc.plan.places import Place, Resolution
 
-__all__ = ["ResolvedEvent", "ResolvedExemption", "ResolvedPlace", "ResolvedPolicy", "ResolvedRule"]
+__all__ = [
+    "ResolvedCase",
+    "ResolvedCondition",
+    "ResolvedEvent",
+    "ResolvedExemption",
+    "ResolvedPlace",
+    "ResolvedPolicy",
+    "ResolvedRule",
+    "ResolvedTest",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +37,30 @@ class ResolvedPlace:
 
 
 @dataclass(frozen=True, slots=True)
+class ResolvedCondition:
+    """A `when` clause.
+
+    Attributes:
+        condition: with the places as numbers, which count `places`.
+        used: the fields that it reads, each as often as it is written.
+    """
+
+    condition: Condition
+    places: tuple[ResolvedPlace, ...]
+    used: tuple[tuple[str, Span], ...] = field(compare=False)
+    span: Span = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class ResolvedExemption:
-    """An `except` clause."""
+    """An `except` clause; `code` is empty where any is meant."""
 
     code: tuple[ResolvedPlace, ...]
     because: str
     owner: str | None
     until: datetime.date | None
     span: Span = field(compare=False)
+    when: ResolvedCondition | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +90,60 @@ class ResolvedRule:
     severity: str = "medium"
     because: str | None = None
     tags: tuple[str, ...] = ()
+    when: ResolvedCondition | None = None
+
+    @property
+    def spares_trusted_code_alone(self) -> bool:
+        """Whether the rule applies to every access to its places but those by code that an exception names."""
+        return not self.origin and self.when is None and all(exemption.code for exemption in self.exemptions)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedCase:
+    """A case of a test block. Exactly one of `event` and `access` with `places` is set.
+
+    Attributes:
+        effect: what is expected.
+        size: bytes of the one access that begins where the place does; None where the case is about every byte of its
+            places.
+        origin: code whose first byte RIP points at; empty where the case doesn't say who acts.
+        fields: values of the event's fields, by the words of the catalogue.
+        asked_span: the place or event that the case is about.
+    """
+
+    effect: Effect
+    effect_span: Span = field(compare=False)
+    span: Span = field(compare=False)
+    asked_span: Span = field(compare=False)
+    access: Access = Access.NONE
+    places: tuple[ResolvedPlace, ...] = ()
+    size: int | None = None
+    event: ResolvedEvent | None = None
+    origin: tuple[ResolvedPlace, ...] = ()
+    fields: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedTest:
+    """A test block."""
+
+    name: str
+    cases: tuple[ResolvedCase, ...]
+    span: Span = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedPolicy:
-    """One file's policy."""
+    """One file's policy.
+
+    Attributes:
+        tests: the file's tests, which are no part of what it means.
+        only_tests: whether it has nothing else of its own, and so leaves no trace in a plan.
+    """
 
     name: str
     enforce: bool
     rules: tuple[ResolvedRule, ...]
     source: Source = field(compare=False)
+    tests: tuple[ResolvedTest, ...] = field(default=(), compare=False)
+    only_tests: bool = False

@@ -21,7 +21,7 @@ class CodeWatch:
     """What one engine knows of the code it runs.
 
     Attributes:
-        frames: numbers of frames with translated code; they are never writable in the TLB.
+        frames: numbers of frames that this engine has translated code from.
         caught: address of the hooked instruction that stopped the engine, if one did.
         pass_at: address whose hook is let through once.
     """

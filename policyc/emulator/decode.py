@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from capstone import CS_ARCH_X86, CS_MODE_64, Cs
+from capstone import CS_ARCH_X86, CS_MODE_64, Cs, CsInsn
 from capstone import x86_const as x86
 
 from policyc.addresses import PAGE_SIZE, Gva
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from capstone.x86 import X86Op
 
 __all__ = ["INSTRUCTION_MAX", "Access", "Instruction", "address_in_page", "decode"]
 
@@ -30,7 +32,12 @@ _SIZES: Final = {"fxsave": 512, "fxrstor": 512, "fxsave64": 512, "fxrstor64": 51
 _BIT_TESTS: Final = frozenset({"bt", "bts", "btr", "btc"})
 
 _WIDE = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", *(f"r{number}" for number in range(8, 16)))
-_NARROW = {f"e{name[1:]}": name for name in _WIDE[:8]} | {f"{name}d": name for name in _WIDE[8:]}
+_NARROW: Final = {
+    **{f"e{name[1:]}": (name, 0xFFFF_FFFF) for name in _WIDE[:8]},
+    **{f"{name}d": (name, 0xFFFF_FFFF) for name in _WIDE[8:]},
+    **{name[1:]: (name, 0xFFFF) for name in _WIDE[:8]},
+    **{f"{name}w": (name, 0xFFFF) for name in _WIDE[8:]},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +141,7 @@ def _disassembler() -> Cs:
     return disassembler
 
 
-def _memory_operand(insn: object, operand: object, name: str, registers: tuple[str, ...]) -> MemoryOperand:
+def _memory_operand(insn: CsInsn, operand: X86Op, name: str, registers: tuple[str, ...]) -> MemoryOperand:
     memory = operand.mem
     return MemoryOperand(
         segment=insn.reg_name(memory.segment) if memory.segment else None,
@@ -173,5 +180,6 @@ def _value(name: str, registers: Mapping[str, int]) -> int:
     if name in registers:
         return registers[name]
     if name in _NARROW:
-        return registers[_NARROW[name]] & 0xFFFF_FFFF
-    return 0  # riz and the 16-bit registers, which 64-bit code can't address by
+        wide, mask = _NARROW[name]
+        return registers[wide] & mask
+    return 0  # riz, the index that isn't one

@@ -1,26 +1,30 @@
 """What the processor does between two instructions: exceptions and interrupts through the guest's IDT, and SYSCALL.
 
 Unicorn delivers nothing to the guest by itself. Follows the Intel SDM, volume 3, 6.14 (64-bit mode handling) and
-6.15 (double fault), and volume 2, SYSCALL. The frame is stored as the host's own write: a stack in a restricted frame
-raises no event.
+6.15 (double fault), and volume 2, SYSCALL. A stack that lies in a frame without write is a violation like any other;
+that the processor reads the IDT and the TSS is not.
 """
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from policyc.addresses import Gpa, Gva, gfn_of
 from policyc.emulator.engine import VECTORS_WITH_CODE
-from policyc.emulator.stops import Shutdown
-from policyc.emulator.walk import is_canonical, translate
+from policyc.emulator.memory import ALL_RIGHTS
+from policyc.emulator.stops import PageViolation, Shutdown
+from policyc.emulator.walk import WRITE, is_canonical, translate
 
 if TYPE_CHECKING:
     from policyc.emulator.engine import Engine
 
-__all__ = ["deliver", "deliver_software", "enter_syscall"]
+__all__ = ["Delivery", "deliver", "enter_syscall"]
 
 DOUBLE_FAULT: Final = 8
 GENERAL_PROTECTION: Final = 13
+INVALID_TSS: Final = 10
 NOT_PRESENT: Final = 11
 PAGE_FAULT: Final = 14
 
@@ -52,30 +56,58 @@ class _CannotDeliverError(Exception):
         self.error_code = error_code
 
 
-def deliver(engine: Engine, vector: int, error_code: int | None = None, cr2: int | None = None) -> Shutdown | None:
-    """Enter the guest's handler for an exception or an external interrupt.
+class _RestrictedStackError(Exception):
+    """The frame can't be stored, for want of a right."""
+
+    def __init__(self, violation: PageViolation) -> None:
+        super().__init__(violation)
+        self.violation = violation
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Something for the guest's handlers.
+
+    Attributes:
+        error_code: None for vectors without one.
+        cr2: address of a page fault.
+        software: INT n or INT3, which a gate's privilege level may refuse; RIP is past the instruction.
+    """
+
+    vector: int
+    error_code: int | None = None
+    cr2: int | None = None
+    software: bool = False
+
+
+def deliver(engine: Engine, delivery: Delivery, *, force: bool = False) -> Shutdown | PageViolation | None:
+    """Enter the guest's handler.
+
+    Args:
+        force: store the frame whatever the rights.
 
     Returns:
-        None, or why the processor stopped: not even a double fault could be delivered.
+        None if the handler was entered; a violation if the stack can't be written, and nothing was done; or why the
+        processor stopped: not even a double fault could be delivered.
     """
-    if cr2 is not None:
-        engine.set("cr2", cr2)
+    if delivery.cr2 is not None:
+        engine.set("cr2", delivery.cr2)
     try:
-        _enter(engine, vector, error_code, software=False)
-    except _CannotDeliverError:
-        try:
-            _enter(engine, DOUBLE_FAULT, 0, software=False)
-        except _CannotDeliverError:
-            return Shutdown(f"a fault while vector {vector} was delivered, and another for the double fault")
-    return None
+        return _attempt(engine, delivery, force=force)
+    except _RestrictedStackError as restricted:
+        return restricted.violation
 
 
-def deliver_software(engine: Engine, vector: int) -> Shutdown | None:
-    """Enter the handler for INT n or INT3, which the gate's privilege level may refuse; RIP is past it."""
+def _attempt(engine: Engine, delivery: Delivery, *, force: bool) -> Shutdown | None:
     try:
-        _enter(engine, vector, None, software=True)
+        _enter(engine, delivery, force=force)
     except _CannotDeliverError as fault:
-        return deliver(engine, fault.vector, fault.error_code)
+        if delivery.software:
+            return _attempt(engine, Delivery(fault.vector, fault.error_code), force=force)
+        try:
+            _enter(engine, Delivery(DOUBLE_FAULT, 0), force=force)
+        except _CannotDeliverError:
+            return Shutdown(f"a fault while vector {delivery.vector} was delivered, and another for the double fault")
     return None
 
 
@@ -90,32 +122,30 @@ def enter_syscall(engine: Engine) -> None:
     engine.set("rip", engine.msr_read(MSR_LSTAR))
 
 
-def _enter(engine: Engine, vector: int, error_code: int | None, *, software: bool) -> None:
-    external = 0 if software else _ERROR_EXTERNAL
-    handler, selector, stack_index, gate_type = _gate(engine, vector, external, software=software)
+def _enter(engine: Engine, delivery: Delivery, *, force: bool) -> None:
+    handler, selector, stack_index, gate_type = _gate(engine, delivery)
     cpl = engine.cpl
     rsp = engine.get("rsp")
     rflags = engine.get("rflags")
-    old = [engine.get("ss"), rsp, rflags, engine.get("cs"), engine.get("rip")]
+    frame = [engine.get("ss"), rsp, rflags, engine.get("cs"), engine.get("rip")]
+    if delivery.error_code is not None and delivery.vector in VECTORS_WITH_CODE:
+        frame.append(delivery.error_code)
     if stack_index:
         rsp = _task_state(engine, _TSS_IST1 + 8 * (stack_index - 1))
     elif cpl:
         rsp = _task_state(engine, _TSS_RSP0)
-    rsp &= ~15
-    if error_code is not None and vector in VECTORS_WITH_CODE:
-        old.append(error_code)
-    for value in old:
-        rsp = rsp - 8 & _MASK
-        _store(engine, rsp, value)
-    engine.enter(0, selector & ~3, old[0] if not cpl else 0)
+    rsp = _store(engine, rsp & ~15, frame, force=force)
+    engine.enter(0, selector & ~3, frame[0] if not cpl else 0)
     engine.set("rsp", rsp)
     engine.set("rip", handler)
     rflags &= ~_RFLAGS_CLEARED
     engine.set("rflags", rflags & ~_RFLAGS_IF if gate_type == _INTERRUPT_GATE else rflags)
 
 
-def _gate(engine: Engine, vector: int, external: int, *, software: bool) -> tuple[int, int, int, int]:
+def _gate(engine: Engine, delivery: Delivery) -> tuple[int, int, int, int]:
     """Handler, selector, IST index and type of a vector's gate."""
+    vector, software = delivery.vector, delivery.software
+    external = 0 if software else _ERROR_EXTERNAL
     code = vector * 8 + _ERROR_IDT + external
     base, limit = engine.table("idtr")
     if vector * _GATE_BYTES + _GATE_BYTES - 1 > limit:
@@ -139,12 +169,22 @@ def _task_state(engine: Engine, offset: int) -> int:
     base, limit = engine.table("tr")
     raw = engine.read_virtual(base + offset, 8) if offset + 7 <= limit else b""
     if len(raw) < 8:
-        raise _CannotDeliverError(10, 0)
+        raise _CannotDeliverError(INVALID_TSS, 0)
     return int.from_bytes(raw, "little")
 
 
-def _store(engine: Engine, gva: int, value: int) -> None:
-    gpa = translate(engine.memory, engine.get("cr3"), gva)
-    if gpa is None or gpa + 8 > engine.memory.size:
-        raise _CannotDeliverError(PAGE_FAULT, 0)
-    engine.memory.write(gpa, (value & _MASK).to_bytes(8, "little"))
+def _store(engine: Engine, top: int, frame: list[int], *, force: bool) -> int:
+    """Push the values in order, all or none, and give the new stack pointer."""
+    memory = engine.memory
+    places: list[Gpa] = []
+    for number in range(1, len(frame) + 1):
+        gva = top - 8 * number & _MASK
+        gpa = translate(memory, engine.get("cr3"), gva)
+        if gpa is None or gpa + 8 > memory.size:
+            raise _CannotDeliverError(PAGE_FAULT, 0)
+        if engine.enforcing and not force and not memory.rights.get(gfn_of(gpa), ALL_RIGHTS) & WRITE:
+            raise _RestrictedStackError(PageViolation(Gva(gva), gpa, WRITE))
+        places.append(gpa)
+    for gpa, value in zip(places, frame, strict=True):
+        memory.write(gpa, (value & _MASK).to_bytes(8, "little"))
+    return top - 8 * len(frame) & _MASK

@@ -18,7 +18,7 @@ from unicorn import x86_const as x86
 from policyc.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
 from policyc.emulator.codewatch import CodeWatch
 from policyc.emulator.decode import INSTRUCTION_MAX, Instruction, address_in_page, decode
-from policyc.emulator.quirks import Context, measure
+from policyc.emulator.quirks import GPR_NAMES, Context, measure
 from policyc.emulator.scan import SENSITIVE
 from policyc.emulator.stops import (
     Breakpoint,
@@ -37,19 +37,17 @@ from policyc.emulator.unicorn_setup import MSR_EFER, open_engine
 from policyc.emulator.walk import FETCH, WRITE, Paging, translate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from policyc.emulator.memory import Memory
 
-__all__ = ["GPR_NAMES", "VECTORS_WITH_CODE", "Engine"]
-
-GPR_NAMES: Final = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)), "rip")
-"""In the order in which the saved context has them."""
+__all__ = ["VECTORS_WITH_CODE", "Engine"]
 
 _IDS: Final[Mapping[str, int]] = {
     name: getattr(x86, f"UC_X86_REG_{name.upper()}")
     for name in (*GPR_NAMES, "rflags", "cr0", "cr2", "cr3", "cr4", "cr8", "cs", "ss", "gdtr", "idtr", "tr")
 }
+_FPU_WORDS: Final = (x86.UC_X86_REG_FPCW, x86.UC_X86_REG_FPSW, x86.UC_X86_REG_FPTAG, x86.UC_X86_REG_MXCSR)
 _PAGE: Final = ~(PAGE_SIZE - 1)
 VECTORS_WITH_CODE: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21})
 """Exceptions that push an error code."""
@@ -117,19 +115,21 @@ class Engine:
             self._tlb.lifted = lifted
             self._tlb.flush()
         self._watch.pass_at = self.get("rip")
+        counted = self.instructions
+        stop: Stop | None = None
         try:
-            while (stop := self._run_once(1)) is None:
-                pass
+            while stop is None and self.instructions == counted:
+                stop = self._run_once(1)
         finally:
             self._watch.pass_at = None
             self._efer = self.msr_read(MSR_EFER)
             if lifted:
                 self._tlb.lifted = _NOTHING_LIFTED
                 self._tlb.flush()
-        return stop
+        return stop or BudgetSpent()
 
     def get(self, name: str) -> int:
-        """A register by its lower-case name: `rax` … `r15`, `rip`, `rflags`, `cr0`, `cr2`, `cr3`, `cr4`, `cr8`, `cs`."""
+        """A register by its lower-case name: general, `rip`, `rflags`, `cr0` to `cr8`, `cs`, `ss`."""
         value: int = self._uc.reg_read(_IDS[name])
         return value
 
@@ -159,6 +159,34 @@ class Engine:
         if index == MSR_EFER:
             self._efer = self.msr_read(MSR_EFER)
             self._tlb.flush()
+
+    def fpu_words(self) -> tuple[int, int, int, int]:
+        """x87 control, status and tag word, and MXCSR."""
+        control, status, tags, mxcsr = (self._uc.reg_read(register) for register in _FPU_WORDS)
+        return control, status, tags, mxcsr
+
+    def set_fpu_words(self, control: int, status: int, tags: int, mxcsr: int) -> None:
+        """Write what `fpu_words` reads."""
+        for register, value in zip(_FPU_WORDS, (control, status, tags, mxcsr), strict=True):
+            self._uc.reg_write(register, value)
+
+    def x87_registers(self) -> list[tuple[int, int]]:
+        """ST0 to ST7 as mantissa and exponent."""
+        return [self._uc.reg_read(x86.UC_X86_REG_FP0 + number) for number in range(8)]
+
+    def set_x87_registers(self, values: Sequence[tuple[int, int]]) -> None:
+        """Write what `x87_registers` reads."""
+        for number, value in enumerate(values):
+            self._uc.reg_write(x86.UC_X86_REG_FP0 + number, value)
+
+    def xmm_registers(self) -> list[int]:
+        """XMM0 to XMM15."""
+        return [self._uc.reg_read(x86.UC_X86_REG_XMM0 + number) for number in range(16)]
+
+    def set_xmm_registers(self, values: Sequence[int]) -> None:
+        """Write what `xmm_registers` reads."""
+        for number, value in enumerate(values):
+            self._uc.reg_write(x86.UC_X86_REG_XMM0 + number, value)
 
     @property
     def cpl(self) -> int:
@@ -256,8 +284,8 @@ class Engine:
         self._tlb.begin(Paging(cr0, cr3, cr4, self._efer, 0, 0), range(base & _PAGE, base + limit + 1, PAGE_SIZE))
 
     def _refused(self, refusal: Refusal, budget: int) -> Stop | None:
-        if refusal.reason is Reason.BECOMES_CODE:
-            self._tlb.flush()
+        if refusal.reason is Reason.NEW_CODE:
+            self._tlb.search(refusal.page, refusal.frame)
             return None
         if refusal.reason is Reason.CHANGES_CODE:
             return self._change_code(refusal.frame >> PAGE_SHIFT)
@@ -281,12 +309,32 @@ class Engine:
         if any(gpa is not None and gpa >> PAGE_SHIFT == gfn for gpa in here):
             self._tlb.mixed = gfn
             self._tlb.flush()
-            self._watch.pass_at = rip
-            stop = self._run_once(1)
+            stop = self._store_beside_code()
             self._tlb.mixed = None
         self._watch.forget((gfn,))
         self._tlb.flush()
+        self.memory.code_frames.discard(gfn)
         self.memory.announce(range(gfn, gfn + 1), origin=self)
+        return stop
+
+    def _store_beside_code(self) -> Stop | None:
+        """One instruction that stores into the frame it runs from.
+
+        A store into the very block that is running makes Unicorn drop the block and begin the instruction again, which
+        counts as another instruction: a budget of one ends before the store.
+        """
+        before = self.context.gprs_and_rip()
+        counted = self.instructions
+        stop: Stop | None = None
+        for budget in (1, 2):
+            self._watch.pass_at = self.get("rip")
+            stop = self._run_once(budget)
+            if not isinstance(stop, BudgetSpent):
+                break
+            progress = self.context.gprs_and_rip() != before
+            self.instructions = counted + int(progress)
+            if progress:
+                break
         return stop
 
     def _fetches(self, page: int) -> bool:

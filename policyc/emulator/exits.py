@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from policyc.addresses import GVA_UNKNOWN, Gpa
 from policyc.emulator.cpuid import Leaf, cpuid_table
-from policyc.emulator.deliver import deliver_software, enter_syscall
+from policyc.emulator.deliver import Delivery, enter_syscall
 from policyc.emulator.registers import READABLE_MSRS
 from policyc.emulator.step_over import violation
 from policyc.emulator.stops import (
@@ -66,9 +66,7 @@ _CR4_NEEDED: Final = 1 << 5  # PAE
 _CR4_MAX: Final = 1 << 25
 _EFER_SCE: Final = 1
 _EFER_BITS: Final = 0xFD01
-_CANONICAL_MSRS: Final = frozenset(
-    {0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0100, 0xC000_0101, 0xC000_0102}
-)
+_CANONICAL_MSRS: Final = frozenset({0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0100, 0xC000_0101, 0xC000_0102})
 
 
 def leave(vcpu: Vcpu, stop: Stop) -> None:
@@ -83,7 +81,7 @@ def leave(vcpu: Vcpu, stop: Stop) -> None:
         case GuestFault():
             vcpu.fault(stop.vector, stop.error_code, stop.cr2)
         case SoftwareInterrupt():
-            vcpu.die(deliver_software(vcpu.engine, stop.vector))
+            vcpu.deliver(Delivery(stop.vector, software=True))
         case Breakpoint():
             _breakpoint(vcpu, stop)
         case Hypercall():
@@ -111,7 +109,7 @@ def _breakpoint(vcpu: Vcpu, stop: Breakpoint) -> None:
     def resume(action: Action | None, _: EventReplyData | None) -> None:
         if action is Action.CONTINUE:
             _skip(vcpu, stop.size)
-            vcpu.die(deliver_software(vcpu.engine, _BREAKPOINT))
+            vcpu.deliver(Delivery(_BREAKPOINT, software=True))
 
     if not vcpu.wants(EventKind.BREAKPOINT):
         resume(Action.CONTINUE, None)

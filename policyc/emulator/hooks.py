@@ -54,6 +54,7 @@ class Hooks:
 
     Attributes:
         events: events that are switched on.
+        unavailable: events that are on and never come, for want of hardware.
         crs, msrs: registers whose writes are intercepted, if their event is on too.
         pauses: PAUSE requests whose event has not been sent.
         registers: set by SET_REGISTERS, applied with the next event reply.
@@ -61,6 +62,7 @@ class Hooks:
     """
 
     events: set[EventKind] = field(default_factory=set)
+    unavailable: set[EventKind] = field(default_factory=set)
     crs: set[int] = field(default_factory=set)
     msrs: set[int] = field(default_factory=set)
     singlestep: bool = False

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 
     from policyc.emulator.memory import Memory
 
-__all__ = ["DEFAULT_LOAD_GPA", "SLIDE_ALIGNMENT", "SLIDE_LIMIT", "BootState", "Image", "load", "small_image"]
+__all__ = [
+    "DEFAULT_LOAD_GPA",
+    "SLIDE_ALIGNMENT",
+    "SLIDE_LIMIT",
+    "BootState",
+    "Image",
+    "load",
+    "small_image",
+    "small_system_map",
+]
 
 KERNEL_BASE: Final = 0xFFFF_FFFF_8100_0000
 MODULE_BASE: Final = 0xFFFF_FFFF_C040_0000
@@ -102,6 +111,12 @@ def small_image() -> Image:
         for at in (int(line, 16) for line in (folder / "kernel.relocs").read_text("ascii").split())
     )
     return Image((folder / "kernel.bin").read_bytes(), relocations, symbols, system_map)
+
+
+def small_system_map() -> str:
+    """The small guest's System.map: its kernel's symbols, without the module's and the user task's."""
+    lines = small_image().system_map.splitlines(keepends=True)
+    return "".join(line for line in lines if is_slid(int(line.split()[0], 16)))
 
 
 def load(image: Image, memory: Memory, slide: int = 0, load_gpa: int = DEFAULT_LOAD_GPA) -> BootState:

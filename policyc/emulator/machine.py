@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from policyc.addresses import Gpa, Gva
 from policyc.emulator.image import DEFAULT_LOAD_GPA, Image, load, small_image
 from policyc.emulator.memory import Memory
+from policyc.emulator.routines import ROUTINES, RoutineResult, Run
 from policyc.emulator.vcpu import Vcpu
 from policyc.emulator.walk import translate
 
@@ -42,8 +43,10 @@ class Machine:
         vcpus: one for now; each has its own processor on the shared memory.
         image: the guest's image.
         slide: by how much its kernel addresses are moved.
+        stopped: the VMM doesn't run the vCPUs; their commands wait.
         crashed: why the machine stands still for good, if it does.
         ticks: timer interrupts so far.
+        events_sent: events that tools were sent so far.
     """
 
     def __init__(
@@ -62,7 +65,9 @@ class Machine:
         self.vcpus = [Vcpu(0, self.memory, cpu)]
         self.vcpus[0].start(state)
         self.crashed: str | None = None
+        self.stopped = False
         self.ticks = 0
+        self.events_sent = 0
 
     @classmethod
     def boot(
@@ -93,9 +98,14 @@ class Machine:
         return self.failure is None and self.read_int("system_state", 4) == SYSTEM_RUNNING
 
     @property
+    def panicked(self) -> int | None:
+        """The exception that the guest's kernel gave up at, or None."""
+        return self.read_int("panic_vector") if self.booted and self.read_int("panics") else None
+
+    @property
     def idle(self) -> bool:
         """Whether no vCPU can do anything until something happens outside."""
-        return self.crashed is not None or not any(vcpu.runnable for vcpu in self.vcpus)
+        return self.crashed is not None or self.stopped or not any(vcpu.runnable for vcpu in self.vcpus)
 
     @property
     def failure(self) -> str | None:
@@ -112,7 +122,7 @@ class Machine:
     def run(self, budget: int = SLICE) -> None:
         """Give each vCPU one slice."""
         for vcpu in self.vcpus:
-            if self.crashed is None:
+            if self.crashed is None and not self.stopped:
                 vcpu.run(budget)
 
     def run_until_idle(self, limit: int = 10_000) -> None:
@@ -151,6 +161,22 @@ class Machine:
         self.memory.lift_all()
         for vcpu in self.vcpus:
             vcpu.detach()
+
+    def run_routine(self, name: str) -> RoutineResult:
+        """Let the guest do something and wait until it is through; for a machine whose events nobody has to answer.
+
+        Args:
+            name: as in `ROUTINES`.
+
+        Raises:
+            KeyError: there is no such routine.
+            MachineError: the guest waits for an answer, or is dead.
+        """
+        run = Run(self, ROUTINES[name])
+        self.run_until_idle()
+        if not run.finished:
+            raise MachineError(f"{name} isn't finished: {self.failure or 'a vCPU waits for the answer to an event'}")
+        return run.result()
 
     def symbol(self, name: str) -> Gva:
         """Where a symbol of the guest is.

@@ -50,12 +50,13 @@ class Memory:
         size: bytes of RAM.
         quadwords: the same RAM as 64-bit words, for page walks.
         rights: frames that are restricted, each with the rights that are left.
+        code_frames: frames that some processor has translated code from.
 
     Raises:
         ValueError: the size isn't one that a guest can have.
     """
 
-    __slots__ = ("_mapping", "_observers", "_view", "quadwords", "rights", "size")
+    __slots__ = ("_mapping", "_observers", "_view", "code_frames", "quadwords", "rights", "size")
 
     def __init__(self, size: int) -> None:
         if not 0 < size <= RAM_LIMIT or size % (2 << 20):
@@ -65,6 +66,7 @@ class Memory:
         self._view = memoryview(self._mapping)
         self.quadwords = self._view.cast("Q")
         self.rights: dict[int, int] = {}
+        self.code_frames: set[int] = set()
         self._observers: list[MemoryObserver] = []
 
     @property

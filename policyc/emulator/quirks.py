@@ -28,18 +28,19 @@ from policyc.emulator.unicorn_setup import open_engine
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["Context", "Layout", "LayoutError", "measure"]
+    from unicorn.unicorn import UcContext
+
+__all__ = ["GPR_NAMES", "Context", "Layout", "LayoutError", "measure"]
 
 SEGMENT_STRIDE: Final = 24
 SEGMENT_ORDER: Final = ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr", "gdt", "idt")
 _SEGMENT: Final = struct.Struct("<IxxxxQII")  # SegmentCache: selector, base, limit, flags
 
-GPR_ORDER: Final = tuple(
-    getattr(x86, f"UC_X86_REG_{name}")
-    for name in "RAX RCX RDX RBX RSP RBP RSI RDI R8 R9 R10 R11 R12 R13 R14 R15 RIP".split()
-)
+GPR_NAMES: Final = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)), "rip")
+"""In the order in which the saved context has them."""
 _MSRS: Final = (0x175, 0x176, 0x277, 0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084, 0xC000_0102)
 
+_DESCRIPTORS: Final = (0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF)
 _CPL_MASK: Final = 3
 _SCRATCH_BYTES: Final = 0x10000
 _STRUCT_SEARCH: Final = 0x4000
@@ -205,9 +206,9 @@ class _Probe:
         return places[0]
 
     def find_gprs(self) -> int:
-        values = [_MARK + 0x1000 * number for number in range(1, len(GPR_ORDER) + 1)]
-        for register, value in zip(GPR_ORDER, values, strict=True):
-            self.uc.reg_write(register, value)
+        values = [_MARK + 0x1000 * number for number in range(1, len(GPR_NAMES) + 1)]
+        for name, value in zip(GPR_NAMES, values, strict=True):
+            self.write(name.upper(), value)
         places = _occurrences(self.block(), struct.pack(f"<{len(values)}Q", *values))
         if len(places) != 1:
             raise LayoutError("the general registers")
@@ -307,7 +308,7 @@ def _map_flat(uc: Uc, gva: int, access: int, entry: unicorn.unicorn.uc_tlb_entry
     return gva < _SCRATCH_BYTES
 
 
-def _bytes_of(context: object) -> memoryview:
+def _bytes_of(context: UcContext) -> memoryview:
     address = ctypes.cast(context.context, ctypes.c_void_p).value
     assert address is not None
     return memoryview((ctypes.c_ubyte * context.size).from_address(address)).cast("B")

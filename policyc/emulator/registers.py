@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from policyc.emulator.engine import GPR_NAMES
+from policyc.emulator.quirks import GPR_NAMES
 from policyc.emulator.unicorn_setup import MSR_EFER
 from policyc.kvmi import CpuMode, DescriptorTable, EventMsrs, Registers, Segment, SystemRegisters, VcpuState
 
@@ -40,6 +40,7 @@ READABLE_MSRS: Final = frozenset(
 """MSRs that the guest has."""
 
 _ORDER: Final = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
+_BUSY: Final = 2
 _LONG_MODE_ACTIVE: Final = 1 << 10
 _GPRS: Final = tuple(GPR_NAMES.index(name) for name in Registers._fields[:-1])
 
@@ -48,7 +49,7 @@ def read_registers(engine: Engine) -> Registers:
     """The general registers, RIP and RFLAGS."""
     engine.context.load()
     values = engine.context.gprs_and_rip()
-    return Registers(*(values[at] for at in _GPRS), engine.get("rflags"))
+    return Registers._make((*(values[at] for at in _GPRS), engine.get("rflags")))
 
 
 def write_registers(engine: Engine, registers: Registers) -> None:
@@ -64,8 +65,17 @@ def read_system_registers(engine: Engine) -> SystemRegisters:
     cr0, _, cr2, cr3, cr4 = context.control_registers()
     _, gdt_base, gdt_limit, _ = context.segment("gdt")
     _, idt_base, idt_limit, _ = context.segment("idt")
+    cs, ds, es, fs, gs, ss, tr, ldt = (_segment(*context.segment(name)) for name in _ORDER)
+    tr = tr._replace(type=tr.type | _BUSY)  # LTR marks the task busy; Unicorn keeps the descriptor as it was
     return SystemRegisters(
-        *(_segment(*context.segment(name)) for name in _ORDER),
+        cs=cs,
+        ds=ds,
+        es=es,
+        fs=fs,
+        gs=gs,
+        ss=ss,
+        tr=tr,
+        ldt=ldt,
         gdt=DescriptorTable(gdt_base, gdt_limit),
         idt=DescriptorTable(idt_base, idt_limit),
         cr0=cr0,

@@ -12,7 +12,9 @@ from typing import Final
 
 __all__ = ["SENSITIVE", "candidates"]
 
-SENSITIVE: Final = frozenset("syscall clts wrmsr cpuid xsetbv sgdt sidt lgdt lidt sldt str lldt ltr".split())
+SENSITIVE: Final = frozenset(
+    {"syscall", "clts", "wrmsr", "cpuid", "xsetbv", "sgdt", "sidt", "lgdt", "lidt", "sldt", "str", "lldt", "ltr"}
+)
 """Mnemonics that stop the engine; so does MOV to a control register."""
 
 _OPCODE: Final = re.compile(

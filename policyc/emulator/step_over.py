@@ -95,5 +95,5 @@ class _Substitute:
     def __exit__(self, *_: object) -> None:
         if self._at is not None:
             now = self._memory.read(self._at, len(self._data))
-            kept = [old if new == shown else new for old, new, shown in zip(self._original, now, self._data, strict=True)]
-            self._memory.write(self._at, bytes(kept))
+            columns = zip(self._original, now, self._data, strict=True)
+            self._memory.write(self._at, bytes(old if new == shown else new for old, new, shown in columns))

@@ -48,7 +48,7 @@ class Reason(Enum):
     GUEST_TABLES = auto()
     RIGHTS = auto()
     NO_CODE_THERE = auto()
-    BECOMES_CODE = auto()
+    NEW_CODE = auto()
     CHANGES_CODE = auto()
 
 
@@ -127,23 +127,34 @@ class Tlb:
         return True
 
     def _grant(self, entry: uc_tlb_entry, page: int, frame: int, kind: int, rights: int) -> bool:
+        """Code is searched before it is granted, and never executable and writable at once.
+
+        Searching has to wait until the engine has left the guest: a hook set now would come too late for the first
+        instruction of a page that is translated together with the one before.
+        """
         gfn = frame >> PAGE_SHIFT
         known = self._watch.knows(page, gfn)
         if kind == FETCH and not known:
-            if gfn in self._written:
-                return self._refuse(Reason.BECOMES_CODE, kind, page, frame)
-            self._watch.cover(page, gfn, self._memory.read(Gpa(frame), PAGE_SIZE), self._following(page))
-            known = True
-        if gfn in self._watch.frames and gfn != self.mixed:
+            return self._refuse(Reason.NEW_CODE, kind, page, frame)
+        if gfn in self._memory.code_frames and gfn != self.mixed:
             if kind == WRITE:
                 return self._refuse(Reason.CHANGES_CODE, kind, page, frame)
             rights &= ~WRITE
-        if rights & WRITE:
-            self._written.add(gfn)
+        if kind == FETCH or not rights & WRITE:
+            rights &= ~WRITE
+        else:
             rights &= ~FETCH
+            self._written.add(gfn)
         entry.paddr = frame
         entry.perms = rights if known else rights & ~FETCH
         return True
+
+    def search(self, page: int, frame: int) -> None:
+        """Hook what is sensitive in a page that is about to be run for the first time."""
+        if frame >> PAGE_SHIFT in self._written:
+            self.flush()
+        self._watch.cover(page, frame >> PAGE_SHIFT, self._memory.read(Gpa(frame), PAGE_SIZE), self._following(page))
+        self._memory.code_frames.add(frame >> PAGE_SHIFT)
 
     def _refuse(self, reason: Reason, kind: int, page: int, frame: int = 0, error_code: int = 0) -> bool:
         if self.refusal is None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from policyc.emulator.deliver import deliver
+from policyc.emulator.deliver import Delivery, deliver
 from policyc.emulator.engine import VECTORS_WITH_CODE, Engine
 from policyc.emulator.exits import leave
 from policyc.emulator.hooks import Hooks, Injection, Tool, Waiting
 from policyc.emulator.registers import write_registers
-from policyc.emulator.stops import BudgetSpent, Shutdown, Stop
-from policyc.kvmi import Action, EventData, EventKind, EventReplyData, SinglestepData, TrapData
+from policyc.emulator.stops import BudgetSpent, PageViolation, Shutdown, Stop
+from policyc.kvmi import Action, EventData, EventKind, EventReplyData, PageAccess, PfData, SinglestepData, TrapData
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +59,7 @@ class Vcpu:
         self.tool: Tool | None = None
         self.waiting: Waiting | None = None
         self._interrupts: set[int] = set()
+        self._undelivered: Delivery | None = None
 
     def start(self, state: BootState) -> None:
         """Put the registers where the loader leaves them."""
@@ -79,11 +80,15 @@ class Vcpu:
     @property
     def runnable(self) -> bool:
         """Whether `run` would do something."""
-        if self.dead is not None or self.waiting is not None:
+        if self.stands():
             return bool(self.hooks.jobs)
-        if self.hooks.jobs or self.hooks.pauses or self.hooks.injection:
+        if self.hooks.jobs or self.hooks.pauses or self.hooks.injection or self._undelivered:
             return True
         return not self.halted or (bool(self._interrupts) and self.interruptible)
+
+    def stands(self) -> bool:
+        """Whether it can't be run: it waits for an answer, or is dead."""
+        return self.dead is not None or self.waiting is not None
 
     @property
     def interruptible(self) -> bool:
@@ -103,7 +108,7 @@ class Vcpu:
 
     def wants(self, kind: EventKind) -> bool:
         """Whether the tool is there and has switched this event on."""
-        return self.tool is not None and kind in self.hooks.events
+        return self.tool is not None and kind in self.hooks.events and kind not in self.hooks.unavailable
 
     def report(
         self,
@@ -149,9 +154,24 @@ class Vcpu:
         """Rights count only for a vCPU whose page-fault events are on: without them KVM lets accesses pass."""
         self.engine.enforcing = self.wants(EventKind.PF)
 
+    def deliver(self, delivery: Delivery) -> None:
+        """Enter a handler of the guest, which is an event if its stack lies in a restricted frame."""
+        outcome = deliver(self.engine, delivery)
+        if not isinstance(outcome, PageViolation):
+            self.die(outcome)
+            return
+
+        def resume(action: Action | None, _: EventReplyData | None) -> None:
+            if action is not Action.CONTINUE:
+                self._undelivered = delivery
+            elif isinstance(forced := deliver(self.engine, delivery, force=True), Shutdown):
+                self.die(forced)
+
+        self.report(EventKind.PF, PfData(outcome.gva, outcome.gpa, PageAccess.W), resume)
+
     def fault(self, vector: int, error_code: int | None = None, cr2: int | None = None) -> None:
         """Raise an exception in the guest."""
-        self.die(deliver(self.engine, vector, error_code, cr2))
+        self.deliver(Delivery(vector, error_code, cr2))
 
     def die(self, reason: Shutdown | None) -> None:
         """Stop for good, unless there is no reason to."""
@@ -172,17 +192,21 @@ class Vcpu:
             return
         stop = self.engine.run(1)
         leave(self, stop)
-        if self.waiting is None and self.dead is None and self.wants(EventKind.SINGLESTEP):
+        if not self.stands() and self.wants(EventKind.SINGLESTEP):
             failed = not isinstance(stop, BudgetSpent)
             self.report(EventKind.SINGLESTEP, SinglestepData(failed), self.go_on)
 
     def _enter(self) -> bool:
         """Whether the guest can be entered now; everything that comes before is done."""
         self.serve()
-        if self.dead is not None or self.waiting is not None:
+        if self.stands():
             return False
         if self.hooks.injection is not None and not self.hooks.singlestep:
             self._inject(self.hooks.injection)
+            return False
+        if self._undelivered is not None:
+            delivery, self._undelivered = self._undelivered, None
+            self.deliver(delivery)
             return False
         if self.hooks.pauses:
             self.hooks.pauses -= 1
@@ -192,16 +216,21 @@ class Vcpu:
             vector = max(self._interrupts)
             self._interrupts.remove(vector)
             self.halted = False
-            self.die(deliver(self.engine, vector))
-        return self.dead is None and not self.halted
+            self.deliver(Delivery(vector))
+        return not self.stands() and not self.halted
 
     def _inject(self, injection: Injection) -> None:
+        """The TRAP event comes first and says what will be delivered; RIP is where the guest was."""
         self.hooks.injection = None
         self.halted = False
         if injection.vector >= _EXCEPTIONS:
             self.die(Shutdown(f"exception {injection.vector} was injected, and there is no such exception"))
             return
         code = injection.error_code if injection.vector in VECTORS_WITH_CODE else None
-        self.fault(injection.vector, code, injection.address if injection.vector == _PAGE_FAULT else None)
-        address = self.engine.get("cr2")
-        self.report(EventKind.TRAP, TrapData(injection.vector, code or 0, address), self.go_on)
+        delivery = Delivery(injection.vector, code, injection.address if injection.vector == _PAGE_FAULT else None)
+        if self._undelivered is not None:  # what was interrupted has to be done again, and the injection is lost
+            delivery, self._undelivered = self._undelivered, None
+        if delivery.cr2 is not None:
+            self.engine.set("cr2", delivery.cr2)
+        data = TrapData(delivery.vector, delivery.error_code or 0, self.engine.get("cr2"))
+        self.report(EventKind.TRAP, data, lambda _action, _data: self.deliver(delivery))

@@ -120,16 +120,20 @@ class Body(Generic[T]):
         Raises:
             LocalProtocolError: a value doesn't fit, or the dialect has no place for it.
         """
+        return b"".join(self.encode_parts(message))
+
+    def encode_parts(self, message: T) -> tuple[bytes, bytes]:
+        """The same as struct and flexible array, so that the array, which may be long, is copied once at the most."""
         for attribute, default in self._homeless:
             value = getattr(message, attribute)
             if default is not MISSING and value != default:
                 raise LocalProtocolError(f"{attribute}={default!r}, all that {self._dialect} can express", repr(value))
         if self.layout is None:
-            return b""
+            return b"", b""
         tail, count = self._encode_tail(message)
         values = [self._value_to_wire(name, attribute, message, count) for name, attribute in self._fields]
         try:
-            return self.layout.struct.pack(*values) + tail
+            return self.layout.struct.pack(*values), tail
         except StructError as error:
             raise LocalProtocolError(f"values that fit into {self.layout.name}", f"{message!r} ({error})") from None
 
@@ -154,6 +158,13 @@ class Body(Generic[T]):
         if self._tail:
             arguments[self._tail] = self._decode_tail(payload, raw.get(self._counter) if self._counter else None)
         return self._make(**arguments, **given)
+
+    def length(self, payload: bytes) -> int:
+        """Bytes that `payload` says it has: those of the struct, and of as many elements as its counter counts."""
+        if self.layout is None or self._counter is None:
+            return len(payload) if self._tail else self.size
+        raw = dict(zip(self.layout.names, self.layout.struct.unpack_from(payload), strict=True))
+        return self.size + int(raw[self._counter]) * self.element
 
     def _value_to_wire(self, name: str, attribute: str, message: T, count: int) -> object:
         if name == self._counter:

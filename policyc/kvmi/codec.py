@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from policyc.kvmi.body import Body
 from policyc.kvmi.errors import LocalProtocolError, RemoteProtocolError
 from policyc.kvmi.event_codec import EventCodec
-from policyc.kvmi.framing import REPLY_HEAD, VCPU_HEAD, frame
+from policyc.kvmi.framing import HEADER, REPLY_HEAD, VCPU_HEAD, frame
 from policyc.kvmi.messages import Command, Refused, ReplyData, VcpuCommand
 from policyc.kvmi.refusals import refusal
 
@@ -35,12 +35,12 @@ class CommandCodec:
         Raises:
             LocalProtocolError: a value doesn't fit, or the message is longer than the dialect allows.
         """
-        payload = self.request.encode(command)
-        if self.row.vcpu_header:
-            payload = _vcpu_head(command) + payload
-        if len(payload) > self._dialect.max_sent_size:
-            raise LocalProtocolError(f"a message of at most {self._dialect.max_sent_size} bytes", f"{len(payload)}")
-        return frame(self.id, seq, payload)
+        struct, tail = self.request.encode_parts(command)
+        vcpu = _vcpu_head(command) if self.row.vcpu_header else b""
+        size = len(vcpu) + len(struct) + len(tail)
+        if size > self._dialect.max_sent_size:
+            raise LocalProtocolError(f"a message of at most {self._dialect.max_sent_size} bytes", f"{size}")
+        return b"".join((HEADER.pack(self.id, size, seq), vcpu, struct, tail))
 
     def decode(self, payload: bytes) -> Command:
         """The request, from its payload; missing bytes count as zero and surplus ones are ignored, as kernels do.
@@ -82,8 +82,11 @@ class CommandCodec:
             name = type(command).__name__
             raise RemoteProtocolError(f"{size} bytes in answer to {name}", f"{len(payload)} with error code {error}")
         if error:
-            return refusal(self._dialect, command, error)
-        return self.reply.decode(payload[REPLY_HEAD.size :])
+            return refusal(command, error)
+        data = payload[REPLY_HEAD.size :]
+        if self.reply.length(data) != len(data):
+            raise RemoteProtocolError(f"as many elements as {type(command).__name__} asked for", "another count")
+        return self.reply.decode(data)
 
 
 class Codec:

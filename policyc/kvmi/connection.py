@@ -53,13 +53,16 @@ class Connection:
         self._parts_size = 0
         self._out: list[bytes] = []
         self._ended = False
+        self._over = False
 
     def receive_data(self, data: bytes) -> None:
-        """Take in what the socket delivered, at best up to 64 KiB at once.
+        """Take in what the socket delivered, at best up to 64 KiB at once; nothing counts after an error or close.
 
         Raises:
             LocalProtocolError: more than `MAX_UNREAD` bytes wait to be read by `next_event`, or after the end.
         """
+        if self._over:
+            return
         if self._ended:
             raise LocalProtocolError("nothing after the end of the stream", f"{len(data)} bytes")
         rest = len(self._buffer) - self._offset
@@ -94,6 +97,7 @@ class Connection:
     def _move(self, trigger: Trigger) -> None:
         self.state = TRANSITIONS[self.side][self.state][trigger]
         if self.state in (State.CLOSED, State.ERROR):
+            self._over = True
             self._forget()
             self._shut()
 

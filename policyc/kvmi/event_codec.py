@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from policyc.kvmi.body import Body
 from policyc.kvmi.errors import LocalProtocolError, RemoteProtocolError
 from policyc.kvmi.event_data import NewValue
-from policyc.kvmi.events import Event, EventShape
+from policyc.kvmi.events import Event, EventShape, VmEvent
 from policyc.kvmi.framing import EVENT_REPLY_HEAD, HEADER, HEADER_SIZE, frame
 from policyc.kvmi.vocabulary import Action, CpuMode, EventKind
 
@@ -128,7 +128,7 @@ class EventCodec:
             expected = f"{shape.size - HEADER_SIZE} bytes" if shape else f"an event of {self._dialect.name}"
             raise RemoteProtocolError(expected, f"event {number} of {size} bytes with id {message_id}")
         if shape.vm_level:
-            return Event(seq, 0, shape, message)
+            return VmEvent(seq, 0, shape, message)
         if message[shape.common_at : shape.common_at + 2] != shape.common:
             raise RemoteProtocolError(f"{self._common_size} bytes of registers", message[shape.common_at :][:2].hex())
         if message[shape.check_at] not in shape.check_values:
@@ -214,7 +214,7 @@ class EventCodec:
             sregs=at["sregs"],
             msrs=at["msrs"],
             check_at=data[checked] if checked else at["mode"],
-            check_values=_CHECKED[checked] if checked else _MODES,
+            check_values=frozenset() if row.vm_level else _CHECKED[checked] if checked else _MODES,
             gva=data.get("gva"),
             gpa=data.get("gpa"),
             access=data.get("access"),

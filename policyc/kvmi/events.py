@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from policyc.kvmi.errors import LocalProtocolError
 from policyc.kvmi.registers import EventMsrs, Registers, SystemRegisters, VcpuState
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from policyc.kvmi.event_data import EventData, EventReplyData
     from policyc.kvmi.vocabulary import EventKind
 
-__all__ = ["Event", "EventShape"]
+__all__ = ["Event", "EventShape", "VmEvent"]
 
 _U64 = Struct("<Q").unpack_from
 _U16 = Struct("<H").unpack_from
@@ -39,7 +39,8 @@ class EventShape:
         size: bytes of the message, header included.
         head: message id and payload size.
         common_at, common: where the size of the common struct stands, and its two bytes.
-        check_at, check_values: one byte that must hold one of a few values, or the peer is talking nonsense.
+        check_at, check_values: one byte that must hold one of a few values, or the peer is talking nonsense. Empty
+            for events of the whole VM, which are read another way.
         bare_replies, full_replies: by action, what a reply without and with data holds before and after its seq and
             vCPU index; None where that action, or that form, isn't permitted.
         reply_type: the data that a reply may carry.
@@ -89,7 +90,7 @@ class EventShape:
 
     def missing(self, field: str) -> AttributeError:
         """The error for a field that this kind of event doesn't carry."""
-        return AttributeError(f"a {self.kind.value} event of {self.dialect_name} carries no {field}")
+        return AttributeError(f"{self.kind.value} events of {self.dialect_name} carry no {field}")
 
 
 class Event:
@@ -100,40 +101,41 @@ class Event:
         vcpu: index of the vCPU that stands still; 0 for events of the whole VM.
         kind: what happened.
         raw: the message as it came.
+        shape: where everything is in it.
     """
 
-    __slots__ = ("_shape", "kind", "raw", "seq", "vcpu")
+    __slots__ = ("kind", "raw", "seq", "shape", "vcpu")
 
     def __init__(self, seq: int, vcpu: int, shape: EventShape, raw: bytes) -> None:
         self.seq = seq
         self.vcpu = vcpu
         self.kind = shape.kind
         self.raw = raw
-        self._shape = shape
+        self.shape = shape
 
     def __repr__(self) -> str:
         return f"Event({self.kind.value}, vcpu={self.vcpu}, seq={self.seq}, data={self.data!r})"
 
     @property
     def needs_reply(self) -> bool:
-        """Whether a vCPU waits; UNHOOK and CMD_ERROR must not be answered."""
-        return not self._shape.vm_level
+        """Whether a vCPU waits for an answer."""
+        return True
 
     @property
     def actions(self) -> tuple[Action, ...]:
         """The actions that the kernel supports in the reply to this event."""
-        shape = self._shape
+        shape = self.shape
         return tuple(action for action in Action if shape.bare_replies[action] or shape.full_replies[action])
 
     @property
     def mode(self) -> CpuMode:
         """Whether the vCPU executes 16-, 32- or 64-bit code."""
-        return _MODES[self.raw[self._shape.mode]]
+        return _MODES[self.raw[self.shape.mode]]
 
     @property
     def view(self) -> int:
         """The EPT view in use (v7); 0 in the other dialects."""
-        at = self._shape.view
+        at = self.shape.view
         if at is None:
             return 0
         view: int = _U16(self.raw, at)[0]
@@ -142,35 +144,35 @@ class Event:
     @property
     def rip(self) -> int:
         """Address of the instruction, which has not been executed yet."""
-        rip: int = _U64(self.raw, self._shape.rip)[0]
+        rip: int = _U64(self.raw, self.shape.rip)[0]
         return rip
 
     @property
     def rsp(self) -> int:
         """The stack pointer."""
-        rsp: int = _U64(self.raw, self._shape.rsp)[0]
+        rsp: int = _U64(self.raw, self.shape.rsp)[0]
         return rsp
 
     @property
     def regs(self) -> Registers:
         """The general registers."""
-        return Registers.unpack(self.raw, self._shape.regs)
+        return Registers.unpack(self.raw, self.shape.regs)
 
     @property
     def regs_raw(self) -> bytes:
         """The general registers as 144 bytes: equal exactly when `regs` are."""
-        at = self._shape.regs
+        at = self.shape.regs
         return self.raw[at : at + _REGS_SIZE]
 
     @property
     def sregs(self) -> SystemRegisters:
         """Segments, descriptor tables and control registers."""
-        return SystemRegisters.unpack(self.raw, self._shape.sregs)
+        return SystemRegisters.unpack(self.raw, self.shape.sregs)
 
     @property
     def msrs(self) -> EventMsrs:
         """The MSRs that come with every event."""
-        return EventMsrs.unpack(self.raw, self._shape.msrs)
+        return EventMsrs.unpack(self.raw, self.shape.msrs)
 
     @property
     def state(self) -> VcpuState:
@@ -180,30 +182,84 @@ class Event:
     @property
     def data(self) -> EventData | None:
         """What only this kind of event has, or None if it has nothing."""
-        return self._shape.decode_data(self.raw)
+        return self.shape.decode_data(self.raw)
 
     @property
     def gva(self) -> Gva:
         """Guest virtual address of a page fault, `GVA_UNKNOWN` where the kernel doesn't know it."""
-        at = self._shape.gva
+        at = self.shape.gva
         if at is None:
-            raise self._shape.missing("gva")
+            raise self.shape.missing("gva")
         gva: Gva = _U64(self.raw, at)[0]
         return gva
 
     @property
     def gpa(self) -> Gpa:
         """Guest physical address of a page fault or breakpoint."""
-        at = self._shape.gpa
+        at = self.shape.gpa
         if at is None:
-            raise self._shape.missing("gpa")
+            raise self.shape.missing("gpa")
         gpa: Gpa = _U64(self.raw, at)[0]
         return gpa
 
     @property
     def access(self) -> PageAccess:
         """The kind of access of a page fault."""
-        at = self._shape.access
+        at = self.shape.access
         if at is None:
-            raise self._shape.missing("access")
+            raise self.shape.missing("access")
         return _ACCESS[self.raw[at]]
+
+
+class VmEvent(Event):
+    """UNHOOK or CMD_ERROR: nobody stands still, nothing is to be answered, and there are no registers.
+
+    Some dialects send a register block all the same, with zeros in it.
+    """
+
+    __slots__ = ()
+
+    @property
+    def needs_reply(self) -> bool:
+        """False: the kernel goes on by itself."""
+        return False
+
+    @property
+    def mode(self) -> NoReturn:
+        """Not carried."""
+        raise self.shape.missing("registers")
+
+    @property
+    def view(self) -> NoReturn:
+        """Not carried."""
+        raise self.shape.missing("registers")
+
+    @property
+    def rip(self) -> NoReturn:
+        """Not carried."""
+        raise self.shape.missing("registers")
+
+    @property
+    def rsp(self) -> NoReturn:
+        """Not carried."""
+        raise self.shape.missing("registers")
+
+    @property
+    def regs(self) -> NoReturn:
+        """Not carried."""
+        raise self.shape.missing("registers")
+
+    @property
+    def regs_raw(self) -> NoReturn:
+        """Not carried."""
+        raise self.shape.missing("registers")
+
+    @property
+    def sregs(self) -> NoReturn:
+        """Not carried."""
+        raise self.shape.missing("registers")
+
+    @property
+    def msrs(self) -> NoReturn:
+        """Not carried."""
+        raise self.shape.missing("registers")

@@ -17,6 +17,7 @@ from policyc.kvmi.errors import LocalProtocolError, RemoteProtocolError
 from policyc.kvmi.wire import HANDSHAKE
 
 __all__ = [
+    "LENGTH_SIZE",
     "MAX_ANSWER",
     "MAX_HELLO",
     "E820Entry",
@@ -39,6 +40,7 @@ _LENGTH = Struct("<I")
 _NAME_BYTES = 64
 _RAM = 1
 
+LENGTH_SIZE = _LENGTH.size
 MAX_E820 = 8
 MAX_HELLO = _E820.size + MAX_E820 * _E820_ENTRY.size
 MAX_ANSWER = 4096
@@ -88,14 +90,12 @@ _RANGES = {HelloForm.V7: (0, 0), HelloForm.V12: (0, 0), HelloForm.E820: (0, MAX_
 """How many memory ranges each form holds."""
 
 
-def length_of(data: bytes, offset: int, most: int) -> int | None:
-    """The `struct_size` that stands first in either struct, or None if its four bytes aren't all there.
+def length_of(data: bytes, offset: int, most: int) -> int:
+    """The `struct_size` with which either struct begins; its `LENGTH_SIZE` bytes are there.
 
     Raises:
-        RemoteProtocolError: it's more than `most`.
+        RemoteProtocolError: it's more than `most`, or less than the shorter of the two has.
     """
-    if len(data) - offset < _LENGTH.size:
-        return None
     size: int = _LENGTH.unpack_from(data, offset)[0]
     if not _ANSWER.size <= size <= most:
         raise RemoteProtocolError(f"a handshake of {_ANSWER.size} to {most} bytes", f"{size}")

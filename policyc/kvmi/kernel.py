@@ -15,7 +15,7 @@ from policyc.kvmi.dialects import Dialect, RunsOn
 from policyc.kvmi.errors import LocalProtocolError, RemoteProtocolError
 from policyc.kvmi.event_data import CmdErrorData, EventData, EventReplyData
 from policyc.kvmi.framing import EVENT_REPLY_HEAD, HEADER_SIZE, REPLY_HEAD, VCPU_HEAD, frame
-from policyc.kvmi.handshake import MAX_ANSWER, Hello, decode_answer, encode_hello, length_of
+from policyc.kvmi.handshake import LENGTH_SIZE, MAX_ANSWER, Hello, decode_answer, encode_hello, length_of
 from policyc.kvmi.messages import (
     DONE,
     CheckCommand,
@@ -184,8 +184,9 @@ class KernelConnection(Connection):
             LocalProtocolError: answered before, or not the data of this command.
             RemoteProtocolError: the answer has data and the tool has switched replies off; the kernel closes.
         """
-        self._close_open(received)
+        self._must_be_unanswered(received)
         message = received._codec.encode_reply(result, received.seq)
+        self._open.remove(received)
         if not received.silent:
             self._out.append(message)
         elif len(message) > HEADER_SIZE + REPLY_HEAD.size:
@@ -200,7 +201,8 @@ class KernelConnection(Connection):
         """
         if errno >= 0:
             raise LocalProtocolError("a negative error number", str(errno))
-        self._close_open(received)
+        self._must_be_unanswered(received)
+        self._open.remove(received)
         if not received.silent:
             self._out.append(received._codec.encode_reply(errno, received.seq))
         elif received._codec.row.message in self._rules.data_on_error:
@@ -236,9 +238,9 @@ class KernelConnection(Connection):
     # --- reading ---
 
     def _read_answer(self) -> HelloAnswer | Status:
-        if status := self._wait(4):
+        if status := self._wait(LENGTH_SIZE):
             return status
-        size = length_of(self._buffer, self._offset, MAX_ANSWER) or 0
+        size = length_of(self._buffer, self._offset, MAX_ANSWER)
         if status := self._wait(size):
             return status
         answer = HelloAnswer(decode_answer(self._take(size)))
@@ -372,10 +374,9 @@ class KernelConnection(Connection):
         if self.state is not State.OPEN and self.state is not State.UNHOOKING:
             raise LocalProtocolError("an event while the connection is open", f"one in {self.state.value}")
 
-    def _close_open(self, received: Received) -> None:
+    def _must_be_unanswered(self, received: Received) -> None:
         if received not in self._open:
             raise LocalProtocolError("one answer to each command", f"another to {received!r}")
-        self._open.remove(received)
 
     def _shut(self) -> None:
         self._open.clear()

@@ -14,8 +14,6 @@ from policyc.kvmi.vocabulary import ErrorCode
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from policyc.kvmi.dialects import Dialect
-
 __all__ = ["error_name", "refusal"]
 
 _GENERAL: Mapping[int, str] = {
@@ -74,9 +72,7 @@ def error_name(errno: int) -> str:
     return ErrorCode(errno).name if errno in _GENERAL else f"errno {errno}"
 
 
-def refusal(dialect: Dialect, command: m.Command, errno: int) -> m.Refused:
+def refusal(command: m.Command, errno: int) -> m.Refused:
     """The value for an error reply."""
     meaning = _BY_COMMAND.get((type(command), errno)) or _GENERAL.get(errno, "not an error of the KVMI protocol")
-    if errno == dialect.unknown_command and type(command) not in dialect.commands:
-        meaning = _GENERAL[ErrorCode.ENOSYS]
     return m.Refused(command, errno, error_name(errno), meaning)

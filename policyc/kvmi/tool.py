@@ -12,7 +12,7 @@ from policyc.kvmi.errors import LocalProtocolError, RemoteProtocolError
 from policyc.kvmi.event_data import EventReplyData
 from policyc.kvmi.events import Event
 from policyc.kvmi.framing import HEADER_SIZE, REPLY_HEAD
-from policyc.kvmi.handshake import MAX_HELLO, Hello, decode_hello, encode_answer, length_of
+from policyc.kvmi.handshake import LENGTH_SIZE, MAX_HELLO, Hello, decode_hello, encode_answer, length_of
 from policyc.kvmi.messages import (
     Command,
     ControlCmdResponse,
@@ -172,7 +172,7 @@ class ToolConnection(Connection):
         """
         if self._waiting.get(event.vcpu) != event.seq or not event.needs_reply:
             raise LocalProtocolError("a reply to an event that waits for one", f"{event.kind.value} {event.seq}")
-        self._out.append(event._shape.reply(event.seq, event.vcpu, action, data))
+        self._out.append(event.shape.reply(event.seq, event.vcpu, action, data))
         del self._waiting[event.vcpu]
 
     # --- reading, by state ---
@@ -180,9 +180,9 @@ class ToolConnection(Connection):
     def _read_hello(self) -> Hello | Status:
         if self._hello_given:
             return self._wait(1) or self._too_early()
-        if status := self._wait(4):
+        if status := self._wait(LENGTH_SIZE):
             return status
-        size = length_of(self._buffer, self._offset, MAX_HELLO) or 0
+        size = length_of(self._buffer, self._offset, MAX_HELLO)
         if status := self._wait(size):
             return status
         hello = decode_hello(self._take(size))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from policyc.lang.scan import Scanner
+from policyc.lang.shapes import Shapes
 
 if TYPE_CHECKING:
     from lark import Lark
@@ -69,6 +70,7 @@ class Parser:
         keywords: the word of each keyword's terminal.
         statement_starts: the terminals that can begin a statement, and so the first ones of a file.
         scanner: splits text into the terminals, without regard to the grammar.
+        shapes: the shapes of statements that this grammar has been found to accept.
     """
 
     def __init__(self, lark: Lark, effect_words: tuple[str, ...]) -> None:
@@ -80,6 +82,7 @@ class Parser:
         }
         self.statement_starts = _accepts(lark.parse_interactive("", start="policy_file")) - {END_OF_TEXT}
         self.scanner = Scanner(self.patterns)
+        self.shapes = Shapes(self.patterns, [*self.keywords.values(), *effect_words])
 
     def to_tree(self, text: str, start: ParseStart = "policy_file") -> TokenTree | Failure:
         """The tree of `text`, or the place where it fails; offsets in both count from the start of `text`."""

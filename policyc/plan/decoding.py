@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from policyc.catalog import EVENTS, LEGALITY, Access, EffectKind, column_of_access
+from policyc.catalog import EVENTS, FIELDS, LEGALITY, Access, EffectKind, carries, column_of_access
+from policyc.plan.condition_steps import Step, decode_condition
+from policyc.plan.conditions import Condition, fields_of, places_of
 from policyc.plan.model import (
     BoundPlace,
     Effect,
@@ -111,10 +113,29 @@ def _rule(rule: Object) -> Rule:
         places=tuple(rule["places"]),
         event=None if event is None else EventKey(event["word"], tuple(event["numbers"])),
         origin=tuple(rule["origin"]),
-        exemptions=tuple(Exemption(tuple(e["code"]), e["because"], e["owner"], e["until"]) for e in rule["exemptions"]),
+        exemptions=tuple(_exemption(exemption) for exemption in rule["exemptions"]),
         overriding=tuple(rule["overriding"]),
         record=Record(record["severity"], record["because"], tuple(record["tags"])),
+        when=_condition(rule["when"]),
     )
+
+
+def _exemption(exemption: Object) -> Exemption:
+    return Exemption(
+        code=tuple(exemption["code"]),
+        because=exemption["because"],
+        owner=exemption["owner"],
+        until=exemption["until"],
+        when=_condition(exemption["when"]),
+    )
+
+
+def _condition(steps: Sequence[Step] | None) -> Condition | None:
+    return None if steps is None else decode_condition(steps)
+
+
+def _conditions(rule: Rule) -> list[Condition]:
+    return [condition for condition in (rule.when, *(e.when for e in rule.exemptions)) if condition is not None]
 
 
 def _check_references(plan: Plan) -> None:
@@ -124,6 +145,10 @@ def _check_references(plan: Plan) -> None:
         _check_index(f"rule {number}: from", rule.origin, plan.places)
         for exemption in rule.exemptions:
             _check_index(f"rule {number}: except from", exemption.code, plan.places)
+            if not exemption.code and exemption.when is None:
+                raise ValueError(f"rule {number} has an exception that excepts nothing in particular")
+        for condition in _conditions(rule):
+            _check_index(f"rule {number}: in", sorted(places_of(condition)), plan.places)
     for number, span in enumerate(plan.spans):
         _check_index(f"span {number}: file", (span.file,), plan.sources)
     if len(plan.spans) != len(plan.rules):
@@ -148,3 +173,6 @@ def _check_legal(number: int, rule: Rule) -> None:
     for column in columns:
         if column not in LEGALITY[rule.effect.kind]:
             raise ValueError(f"rule {number}: {rule.effect.kind.name.lower()} is impossible on {column.value}")
+        for word in sorted(word for condition in _conditions(rule) for word in fields_of(condition)):
+            if not carries(column, FIELDS[word]):
+                raise ValueError(f"rule {number}: {column.value} has no field `{word}`")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from policyc.plan.condition_steps import encode_condition
+from policyc.plan.conditions import Condition
 from policyc.plan.model import BoundPlace, EventKey, GuestFacts, Plan, Rule
 from policyc.plan.pages import page_runs
 from policyc.plan.places import Absolute, DescriptorTable, Extent, ModuleSection, Place, Section, SymbolPlace
@@ -87,6 +89,12 @@ def _bound_place(bound: BoundPlace) -> dict[str, Json]:
     return {"place": _place(bound.place), "extents": extents, "inferred": bound.inferred}
 
 
+def _condition(condition: Condition | None) -> Json:
+    if condition is None:
+        return None
+    return [step if isinstance(step, str) else {"in": list(step["in"])} for step in encode_condition(condition)]
+
+
 def _place(place: Place) -> dict[str, Json]:
     match place:
         case Section(image, name):
@@ -115,8 +123,16 @@ def _rule(rule: Rule) -> dict[str, Json]:
         "places": list(rule.places),
         "event": None if rule.event is None else _event(rule.event),
         "origin": list(rule.origin),
+        "when": _condition(rule.when),
         "exemptions": [
-            {"code": list(e.code), "because": e.because, "owner": e.owner, "until": e.until} for e in rule.exemptions
+            {
+                "code": list(e.code),
+                "when": _condition(e.when),
+                "because": e.because,
+                "owner": e.owner,
+                "until": e.until,
+            }
+            for e in rule.exemptions
         ],
         "overriding": list(rule.overriding),
         "record": {

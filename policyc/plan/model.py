@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from policyc.catalog import Access, EffectKind
+from policyc.plan.conditions import Condition
 from policyc.plan.places import Extent, Place
 
 __all__ = [
@@ -47,10 +48,10 @@ class EventKey:
 
 @dataclass(frozen=True, slots=True)
 class Exemption:
-    """An `except` clause: code that a rule doesn't apply to.
+    """An `except` clause: code, a condition, or code under a condition, to which a rule doesn't apply.
 
     Attributes:
-        code: indices of places; the clause holds where RIP lies in one of them.
+        code: indices of places; the clause holds where RIP lies in one of them. Empty where any code is meant.
         because: the reason, mandatory in the language.
         owner: who answers for it.
         until: an ISO date; past it checks fail and the runtime meters, but the verdict stays.
@@ -60,6 +61,7 @@ class Exemption:
     because: str
     owner: str | None = None
     until: str | None = None
+    when: Condition | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Rule:
         event: the event an event rule is about; None for an access rule.
         origin: indices of the places of a `from` clause; empty where any code is meant.
         overriding: names of other policies whose rules this `allow` sets aside too.
+        when: the condition under which the rule applies; None where it always does.
     """
 
     id: str
@@ -96,11 +99,17 @@ class Rule:
     exemptions: tuple[Exemption, ...] = ()
     overriding: tuple[str, ...] = ()
     record: Record = Record()
+    when: Condition | None = None
 
     @property
     def unconditional(self) -> bool:
-        """Whether the rule applies to every access to its places, whoever makes it."""
-        return not self.origin and not self.exemptions
+        """Whether the rule applies to every access to its places, whoever makes it and whatever else holds."""
+        return not self.origin and not self.exemptions and self.when is None
+
+    @property
+    def spares_trusted_code_alone(self) -> bool:
+        """Whether the rule applies to every access to its places but those by code that an exception names."""
+        return not self.origin and self.when is None and all(exemption.code for exemption in self.exemptions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,24 @@ This is the interval-tree side of the plan. The runtime builds the same kind of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from policyc.plan.conditions import Condition, fields_of, places_of
+from policyc.plan.evaluation import Addresses, Test, compile_condition
 from policyc.plan.model import EventKey, Plan, Rule
 from policyc.plan.places import Base, Extent
 from policyc.plan.sweep import Segment, sweep
-from policyc.plan.verdicts import Cell, CodeRanges, Group, Space, VerdictTable
+from policyc.plan.verdicts import Cell, CodeRanges, Group, Guard, Space, VerdictTable
 
-__all__ = ["UnresolvedPlaceError", "code_places", "events_of", "link_time_table", "segments_of"]
+__all__ = [
+    "UnresolvedPlaceError",
+    "code_places",
+    "condition_places",
+    "events_of",
+    "guards_of",
+    "link_time_table",
+    "segments_of",
+]
 
 
 class UnresolvedPlaceError(LookupError):
@@ -58,16 +68,35 @@ def link_time_table(plan: Plan) -> VerdictTable:
     spaces: dict[Base, Space] = {}
     for base, pieces in ranges.items():
         spaces[base] = Space((s.start, s.end, cells.setdefault((s.members,), len(cells))) for s in sweep(pieces))
+    named = code_places(plan.rules) | condition_places(plan.rules)
+    code = {place: _code_ranges(plan, place) for place in named}
     return VerdictTable(
         rules=plan.rules,
         policies=tuple(policy.name for policy in plan.policies),
         cells=tuple(cells),
         spaces=spaces,
         events=events_of(plan.rules),
-        code={place: _code_ranges(plan, place) for place in code_places(plan.rules)},
+        code=code,
         copy_routines=CodeRanges(
             (linked.start, linked.end) for linked in (_linked(plan, extent) for extent in plan.guest.copy_routines)
         ),
+        guards=guards_of(plan.rules, code),
+    )
+
+
+def guards_of(rules: Sequence[Rule], code: Mapping[int, Addresses]) -> Mapping[int, Guard]:
+    """The compiled conditions of every rule that isn't unconditional; `code` has the addresses of places by index."""
+    return {index: _guard(rule, code) for index, rule in enumerate(rules) if not rule.unconditional}
+
+
+def _guard(rule: Rule, code: Mapping[int, Addresses]) -> Guard:
+    def compiled(condition: Condition | None) -> Test | None:
+        return None if condition is None else compile_condition(condition, code.__getitem__)
+
+    return Guard(
+        when=compiled(rule.when),
+        exemptions=tuple(compiled(exemption.when) for exemption in rule.exemptions),
+        sized=any("size" in fields_of(condition) for condition in _conditions(rule)),
     )
 
 
@@ -88,6 +117,19 @@ def _linked(plan: Plan, extent: Extent) -> Extent:
 def code_places(rules: Sequence[Rule]) -> set[int]:
     """Every place that a `from` or `except from` clause names."""
     return {place for rule in rules for places in (rule.origin, *(e.code for e in rule.exemptions)) for place in places}
+
+
+def condition_places(rules: Sequence[Rule]) -> set[int]:
+    """Every place that a condition names."""
+    return {place for rule in rules for condition in _conditions(rule) for place in places_of(condition)}
+
+
+def _conditions(rule: Rule) -> Iterator[Condition]:
+    if rule.when is not None:
+        yield rule.when
+    for exemption in rule.exemptions:
+        if exemption.when is not None:
+            yield exemption.when
 
 
 def _code_ranges(plan: Plan, place: int) -> CodeRanges:

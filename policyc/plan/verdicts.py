@@ -6,7 +6,8 @@ that costs something to establish (the size of a store, the caller of `memcpy`),
 
 How overlapping rules are resolved:
 
-- *Applicable* is a rule whose place or event, `from` and exceptions fit the access.
+- *Applicable* is a rule whose place or event, `from`, `when` and exceptions fit the access. A condition that turns on
+  a field without value counts as what makes the verdict stricter.
 - A *hole*: an applicable `allow` sets aside the other applicable rules of its own policy, and of policies it overrides.
 - The strictest rule left, in enforce mode, gives the reply. The strictest of all gives `would`.
 """
@@ -15,11 +16,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from policyc.addresses import PAGE_SIZE, page_offset
 from policyc.catalog import Access, EffectKind
+from policyc.plan.evaluation import Fields, Test, no_fields
 from policyc.plan.model import Effect, EventKey, Rule
 from policyc.plan.places import Base
 
@@ -27,6 +29,7 @@ __all__ = [
     "NEAR_ZONE",
     "CodeRanges",
     "Fact",
+    "Guard",
     "MemoryAccess",
     "NoticedEvent",
     "Origin",
@@ -68,21 +71,50 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class MemoryAccess:
-    """One access to memory. `size` is None until the instruction has been decoded."""
+    """One access to memory.
+
+    Attributes:
+        size: bytes; None until the instruction has been decoded.
+        size_certain: false where decoding failed and `size` is the most that it may be: conditions don't know it then.
+        fields: the event's other fields, for conditions.
+    """
 
     access: Access
     base: Base
     start: int
     size: int | None
     origin: Origin
+    size_certain: bool = True
+    fields: Fields = no_fields
+
+    def field(self, word: str) -> int | None:
+        """The value of a field by its word in the catalogue; None where it isn't known."""
+        match word:
+            case "access":
+                return int(self.access)
+            case "size":
+                return self.size if self.size_certain else None
+            case "rip":
+                return self.origin.rip
+            case "gva" if self.base is Base.VIRTUAL:
+                return self.start
+            case "gpa" if self.base is Base.PHYSICAL:
+                return self.start
+            case _:
+                return self.fields(word)
 
 
 @dataclass(frozen=True, slots=True)
 class NoticedEvent:
-    """One event other than a page fault."""
+    """One event other than a page fault. `fields` are the event's, for conditions."""
 
     event: EventKey
     origin: Origin
+    fields: Fields = no_fields
+
+    def field(self, word: str) -> int | None:
+        """The value of a field by its word in the catalogue; None where it isn't known."""
+        return self.origin.rip if word == "rip" else self.fields(word)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +145,10 @@ COLLATERAL = Verdict(None, None)
 
 
 class Reach(Enum):
-    """What a rule's `from` and `except` clauses make of one access."""
+    """What a rule's `from`, `when` and `except` clauses make of one access."""
 
     APPLIES = "applies"
-    ELSEWHERE = "the access comes from other code than the rule names"
+    ELSEWHERE = "the access comes from other code than the rule names, or its condition doesn't hold"
     EXEMPTED = "an `except` clause lifts the rule"
 
 
@@ -176,6 +208,21 @@ class Space:
 
 
 @dataclass(frozen=True, slots=True)
+class Guard:
+    """The conditions of one rule, compiled.
+
+    Attributes:
+        when: the rule's own; None where it always applies.
+        exemptions: one a clause, in the rule's order; None where the code alone counts.
+        sized: whether one of them reads the size of the access.
+    """
+
+    when: Test | None
+    exemptions: tuple[Test | None, ...]
+    sized: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class VerdictTable:
     """Everything `decide` looks at.
 
@@ -185,8 +232,9 @@ class VerdictTable:
         cells: what lies over segments.
         spaces: the segments, by address space.
         events: the rules about each event.
-        code: virtual ranges of the places that `from` clauses name, by place index.
+        code: addresses of the places that `from` clauses and conditions name, by place index.
         copy_routines: leaf routines that store for their caller.
+        guards: the conditions of every rule that isn't unconditional, by rule index.
     """
 
     rules: tuple[Rule, ...]
@@ -196,6 +244,7 @@ class VerdictTable:
     events: Mapping[EventKey, Group]
     code: Mapping[int, CodeRanges]
     copy_routines: CodeRanges
+    guards: Mapping[int, Guard] = field(default_factory=dict)
 
 
 def decide(table: VerdictTable, access: MemoryAccess | NoticedEvent) -> Verdict | Fact:
@@ -219,7 +268,7 @@ def decide(table: VerdictTable, access: MemoryAccess | NoticedEvent) -> Verdict 
             rule = table.rules[index]
             if wanted and not rule.access & wanted:
                 continue
-            reach = Reach.APPLIES if rule.unconditional else _reach(table, rule, access.origin)
+            reach = Reach.APPLIES if rule.unconditional else _reach(table, index, access)
             if isinstance(reach, Fact):
                 return reach
             if reach is Reach.APPLIES:
@@ -247,22 +296,44 @@ def _touched_cells(table: VerdictTable, access: MemoryAccess) -> tuple[int, ...]
     return cells if len(cells) == 1 else None
 
 
-def _reach(table: VerdictTable, rule: Rule, origin: Origin) -> Reach | Fact:
-    """Whether the rule reaches code at `origin`."""
-    if rule.origin:
-        weakens = rule.effect.kind is EffectKind.ALLOW
-        inside = _comes_from(table, rule.origin, origin, must_be_genuine=weakens)
-        if isinstance(inside, Fact):
-            return inside
-        if not inside:
-            return Reach.ELSEWHERE
-    for exemption in rule.exemptions:
-        exempt = _comes_from(table, exemption.code, origin, must_be_genuine=True)
+def _reach(table: VerdictTable, index: int, access: MemoryAccess | NoticedEvent) -> Reach | Fact:
+    """Whether the rule's clauses let it apply to the access."""
+    rule, guard = table.rules[index], table.guards[index]
+    weakens = rule.effect.kind is EffectKind.ALLOW
+    inside = _fits(table, guard.when, rule.origin, guard, access, weakens=weakens)
+    if isinstance(inside, Fact):
+        return inside
+    if not inside:
+        return Reach.ELSEWHERE
+    for exemption, test in zip(rule.exemptions, guard.exemptions, strict=True):
+        exempt = _fits(table, test, exemption.code, guard, access, weakens=True)
         if isinstance(exempt, Fact):
             return exempt
         if exempt:
             return Reach.EXEMPTED
     return Reach.APPLIES
+
+
+def _fits(
+    table: VerdictTable,
+    test: Test | None,
+    code: Sequence[int],
+    guard: Guard,
+    access: MemoryAccess | NoticedEvent,
+    *,
+    weakens: bool,
+) -> bool | Fact:
+    """Whether a condition holds and the access comes from this code, as far as either is given.
+
+    What the fields leave open counts as what makes the verdict stricter: it holds, unless holding weakens.
+    """
+    if test is not None:
+        holds = test(access.field)
+        if holds is None and guard.sized and isinstance(access, MemoryAccess) and access.size is None:
+            return Fact.SIZE
+        if holds is False or (holds is None and weakens):
+            return False
+    return not code or _comes_from(table, code, access.origin, must_be_genuine=weakens)
 
 
 def _comes_from(table: VerdictTable, places: Sequence[int], origin: Origin, *, must_be_genuine: bool) -> bool | Fact:

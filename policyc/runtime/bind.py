@@ -17,7 +17,7 @@ from policyc.plan.model import Plan
 from policyc.plan.pages import denied_on, hold
 from policyc.plan.places import Base, Extent
 from policyc.plan.sweep import Segment, sweep
-from policyc.plan.tables import code_places, events_of, segments_of
+from policyc.plan.tables import code_places, condition_places, events_of, guards_of, segments_of
 from policyc.plan.verdicts import Cell, CodeRanges, Group, Space, VerdictTable
 from policyc.runtime.bound import BoundPlan, CodeFrames, UnboundPlace
 
@@ -96,7 +96,10 @@ def bind(
             f"`{first.place}` can't be guarded whole: [{first.gva_start:#x}, {first.gva_end:#x}) is {first.reason}"
             + (f", and {len(unbound) - 1} more ranges" if len(unbound) > 1 else "")
         )
-    table, rights, notes = _physical_table(plan, pieces, found, cpu, trusted, copies)
+    code = {
+        place: _addresses(plan, location, place) for place in code_places(plan.rules) | condition_places(plan.rules)
+    }
+    table, rights, notes = _physical_table(plan, pieces, found, cpu, code, copies)
     runs = [
         (part.gva_range.start, part.gva_range.end, part.gpa_start)
         for parts in found.ranges[len(pieces) :]
@@ -140,12 +143,18 @@ def _code_spans(plan: Plan, location: Location, place: int) -> tuple[GvaRange, .
     return tuple(_slid(plan, location, extent) for extent in extents if extent.base in (Base.IMAGE, Base.VIRTUAL))
 
 
+def _addresses(plan: Plan, location: Location, place: int) -> CodeRanges:
+    """The addresses that a condition or a `from` clause compares with: physical ones for physical places."""
+    spans = (_slid(plan, location, extent) for extent in plan.places[place].extents or ())
+    return CodeRanges((span.start, span.end) for span in spans)
+
+
 def _physical_table(
     plan: Plan,
     pieces: Sequence[_Piece],
     found: Walk,
     cpu: str,
-    trusted: Mapping[int, Sequence[GvaRange]],
+    code: Mapping[int, CodeRanges],
     copies: Sequence[GvaRange],
 ) -> tuple[VerdictTable, dict[Gfn, Access], tuple[str, ...]]:
     groups: dict[Group, int] = {}
@@ -173,8 +182,9 @@ def _physical_table(
         cells=tuple(cells),
         spaces={Base.PHYSICAL: Space(numbered)},
         events=events_of(plan.rules),
-        code={place: CodeRanges((s.start, s.end) for s in spans) for place, spans in trusted.items()},
+        code=code,
         copy_routines=CodeRanges((s.start, s.end) for s in copies),
+        guards=guards_of(plan.rules, code),
     )
     return table, rights, notes
 

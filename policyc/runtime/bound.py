@@ -132,9 +132,11 @@ class BoundPlan:
 
     def _denies_writes(self, group: Group) -> bool:
         rules = [self.table.rules[index] for index in group if self.table.rules[index].access & Access.W]
-        if any(rule.effect.kind is EffectKind.ALLOW and rule.unconditional for rule in rules):
+        if any(rule.effect.kind is EffectKind.ALLOW and not rule.origin for rule in rules):
             return False
-        return any(rule.enforce and rule.effect.kind >= EffectKind.SKIP and not rule.origin for rule in rules)
+        return any(
+            rule.enforce and rule.effect.kind >= EffectKind.SKIP and rule.spares_trusted_code_alone for rule in rules
+        )
 
 
 UNBOUND = BoundPlan(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from policyc.catalog import Access
-from policyc.kvmi.vocabulary import CpuMode
+from policyc.kvmi import CpuMode
 
 if TYPE_CHECKING:
     import capstone

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from policyc.catalog import DELIVERED_HYPERCALL, Access
-from policyc.kvmi.events import CpuidData, CrData, DescriptorData, Event, MsrData
-from policyc.kvmi.vocabulary import Descriptor, EventKind
+from policyc.kvmi import CpuidData, CrData, Descriptor, DescriptorData, Event, EventKind, MsrData
 from policyc.plan.model import EventKey
 
 __all__ = ["KEYS", "key_of"]

@@ -10,9 +10,16 @@ from dataclasses import replace
 
 from policyc.addresses import PAGE_SIZE, Gpa, Gva, page_offset
 from policyc.catalog import Access
-from policyc.kvmi.events import Event
-from policyc.kvmi.messages import Command, ReadPhysical, ReadPhysicalReply, TranslateGva, TranslateGvaReply
-from policyc.kvmi.vocabulary import CpuMode, EventKind
+from policyc.kvmi import (
+    Command,
+    CpuMode,
+    Event,
+    EventKind,
+    ReadPhysical,
+    ReadPhysicalReply,
+    TranslateGva,
+    TranslateGvaReply,
+)
 from policyc.plan.places import Base
 from policyc.plan.verdicts import (
     NEAR_ZONE,
@@ -25,6 +32,7 @@ from policyc.plan.verdicts import (
 )
 from policyc.runtime.bound import BoundPlan
 from policyc.runtime.decode import MAX_INSTRUCTION, Instruction, decode
+from policyc.runtime.event_fields import EventFields
 from policyc.runtime.event_keys import key_of
 from policyc.runtime.procedure import Procedure, ask, ask_all
 
@@ -54,6 +62,8 @@ class Examination:
         self.size: int | None = None
         self._bound = bound
         self._origin = Origin(rip=event.rip)
+        self._fields = EventFields(event)
+        self._size_certain = True
         self._code: tuple[Gpa, bytes] | None = None
         self._read = False
 
@@ -77,14 +87,18 @@ class Examination:
 
     def _access(self) -> MemoryAccess | NoticedEvent:
         if self.event.kind is not EventKind.PF:
-            return NoticedEvent(key_of(self.event), self._origin)
+            return NoticedEvent(key_of(self.event), self._origin, self._fields)
         access = Access(int(self.event.access))
-        return MemoryAccess(access, Base.PHYSICAL, self.event.gpa, self.size, self._origin)
+        return MemoryAccess(
+            access, Base.PHYSICAL, self.event.gpa, self.size, self._origin, self._size_certain, self._fields
+        )
 
     def _establish(self, fact: Fact) -> Procedure[None]:
         match fact:
             case Fact.SIZE:
-                self.size = yield from self._operand_size()
+                size = yield from self._operand_size()
+                self._size_certain = size is not None
+                self.size = NEAR_ZONE if size is None else size
             case Fact.RETURN_ADDRESS:
                 caller = yield from self._return_address()
                 self._origin = replace(self._origin, return_address=caller)
@@ -95,18 +109,18 @@ class Examination:
                 genuine = yield from self._is_genuine(self._origin.return_address or NO_CALLER)
                 self._origin = replace(self._origin, return_genuine=genuine)
 
-    def _operand_size(self) -> Procedure[int]:
-        """The decoded size, where nobody untrusted can have written the code since; else the largest there is."""
+    def _operand_size(self) -> Procedure[int | None]:
+        """The decoded size, where nobody untrusted can have written the code since."""
         instruction = yield from self.decoded()
         if instruction is None or self._code is None:
-            return NEAR_ZONE
+            return None
         gpa, _ = self._code
         if not self._bound.keeps_unwritable(gpa, min(instruction.length, PAGE_SIZE - page_offset(gpa))):
-            return NEAR_ZONE
+            return None
         if page_offset(gpa) + instruction.length > PAGE_SIZE:
             # The rest of the instruction lies on another frame, which would have to be trusted as well.
-            return NEAR_ZONE
-        return instruction.size_of(Access(int(self.event.access))) or NEAR_ZONE
+            return None
+        return instruction.size_of(Access(int(self.event.access))) or None
 
     def _return_address(self) -> Procedure[int]:
         size = POINTER[self.event.mode]

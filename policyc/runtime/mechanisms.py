@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from policyc.catalog import VECTORS, EffectKind, Mechanism
-from policyc.kvmi.events import CrData, MsrData, NewValue
-from policyc.kvmi.messages import InjectException, Refused, SetRegisters
-from policyc.kvmi.vocabulary import Action, ErrorCode
+from policyc.kvmi import Action, CrData, ErrorCode, InjectException, MsrData, NewValue, Refused, SetRegisters
 from policyc.plan.model import Effect
 from policyc.runtime.facts import Examination
 from policyc.runtime.procedure import Answer, Procedure, ask

@@ -12,9 +12,7 @@ from typing import TypeAlias, TypeVar
 
 from policyc.addresses import PAGE_SIZE, Gfn, frame_start
 from policyc.guest.requests import PageReply, PageRequest
-from policyc.kvmi.events import Event, EventReplyData
-from policyc.kvmi.messages import Command, ReadPhysical, ReadPhysicalReply, Refused, ReplyData
-from policyc.kvmi.vocabulary import Action
+from policyc.kvmi import Action, Command, Event, EventReplyData, ReadPhysical, ReadPhysicalReply, Refused, ReplyData
 from policyc.runtime.records import Record
 
 __all__ = [

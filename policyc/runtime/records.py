@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 from policyc.addresses import GVA_UNKNOWN
 from policyc.catalog import VECTORS, EffectKind
-from policyc.kvmi.events import Event
-from policyc.kvmi.vocabulary import EventKind
+from policyc.kvmi import Event, EventKind
 from policyc.plan.model import Effect, Plan
 from policyc.plan.verdicts import Verdict
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from types import FrameType
 
 from policyc.plan.model import Plan
-from policyc.runtime.arming import ArmingOptions, unsupported_rules
 from policyc.runtime.audit import AuditLog
-from policyc.runtime.enforcer import State
+from policyc.runtime.locate import ArmingOptions
+from policyc.runtime.needs import unsupported_rules
 from policyc.runtime.records import JsonObject, Record, StateRecord
 from policyc.runtime.session import MAX_IDLE, Ending, Session, SessionEnd
+from policyc.runtime.state import State
 from policyc.runtime.transport import Listener
 
 __all__ = ["PlanUnsupportedError", "Service", "ServiceOptions", "leave_on_signal"]
@@ -129,7 +130,7 @@ class Service:
                 details={
                     "events": counters.events,
                     "collateral": counters.collateral,
-                    "exempted": counters.exempted,
+                    "exempted": {self._plan.rules[index].id: n for index, n in sorted(counters.exempted.items())},
                     "acted": dict(sorted(counters.acted.items())),
                 },
             )

@@ -14,15 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from policyc.kvmi.connection import CLOSED, NEED_DATA
-from policyc.kvmi.errors import RemoteProtocolError
-from policyc.kvmi.messages import Command, Refused, ReplyData
-from policyc.kvmi.tool import Reply as CommandReply
-from policyc.kvmi.tool import ToolConnection
-from policyc.runtime.enforcer import GUARDING, Phase, State, begin, step
+from policyc.kvmi import CLOSED, NEED_DATA, Command, Refused, RemoteProtocolError, ReplyData, ToolConnection
+from policyc.kvmi import Reply as CommandReply
+from policyc.runtime.enforcer import step
 from policyc.runtime.records import Record
+from policyc.runtime.state import GUARDING, Phase, State
 from policyc.runtime.steps import (
     Answered,
+    Connected,
     Disconnect,
     GreetVmm,
     Input,
@@ -50,6 +49,9 @@ PARTIAL_TIMEOUT = 10.0
 
 SEND_TIMEOUT = 10.0
 """Seconds for a peer to take what we send."""
+
+
+PEER_CLOSED = "the peer closed the connection"
 
 
 class Ending(Enum):
@@ -117,7 +119,7 @@ class Session:
 
     def run(self) -> SessionEnd:
         """Serve the connection until its end."""
-        begin(self.state, time.monotonic())
+        self._feed(Connected())
         set_timeout(self._socket, SEND_TIMEOUT, option=socket.SO_SNDTIMEO)
         try:
             while self._end is None:
@@ -162,7 +164,7 @@ class Session:
         except BlockingIOError:
             return None
         except OSError as error:
-            self._end = f"the connection broke: {error.strerror}"
+            self._end = _broken(error)
             return None
 
     def _take(self, data: bytes, now: float) -> None:
@@ -175,7 +177,7 @@ class Session:
         try:
             while (event := wire.next_event()) is not NEED_DATA:
                 if event is CLOSED:
-                    self._end = "the peer closed the connection"
+                    self._end = PEER_CLOSED
                     return
                 if isinstance(event, CommandReply):
                     ticket = self._tickets.pop(event.seq)
@@ -215,7 +217,7 @@ class Session:
         except BlockingIOError:
             self._end = f"the peer took nothing for {SEND_TIMEOUT:g} seconds"
         except OSError as error:
-            self._end = f"the connection broke: {error.strerror}"
+            self._end = _broken(error)
 
     def _check_partial(self, now: float) -> None:
         if not self._wire.unread:
@@ -229,3 +231,8 @@ class Session:
         for record in self._records:
             self._on_record(record)
         self._records.clear()
+
+
+def _broken(error: OSError) -> str:
+    closed = isinstance(error, (BrokenPipeError, ConnectionResetError))
+    return PEER_CLOSED if closed else f"the connection broke: {error.strerror}"

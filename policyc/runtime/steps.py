@@ -5,15 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from policyc.kvmi.events import Event, EventReplyData
-from policyc.kvmi.handshake import Hello
-from policyc.kvmi.messages import Command, Refused, ReplyData
-from policyc.kvmi.tool import EventReplyRefused, Negotiated
-from policyc.kvmi.vocabulary import Action
+from policyc.kvmi import (
+    Action,
+    Command,
+    Event,
+    EventReplyData,
+    EventReplyRefused,
+    Hello,
+    Negotiated,
+    Refused,
+    ReplyData,
+)
 from policyc.runtime.records import Record
 
 __all__ = [
     "Answered",
+    "Connected",
     "Disconnect",
     "GreetVmm",
     "Input",
@@ -27,6 +34,11 @@ __all__ = [
     "Told",
     "Write",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A VMM has connected; its hello is to come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +76,9 @@ class Inquire:
     command: Command
 
 
-Input: TypeAlias = Hello | Negotiated | Event | EventReplyRefused | Answered | TimePassed | Leave | Lost | Inquire
+Input: TypeAlias = (
+    Connected | Hello | Negotiated | Event | EventReplyRefused | Answered | TimePassed | Leave | Lost | Inquire
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from policyc.kvmi.events import Event
-from policyc.kvmi.messages import Command, Refused, ReplyData
-from policyc.kvmi.vocabulary import Action
+from policyc.kvmi import Action, Command, Event, Refused, ReplyData
 from policyc.runtime.procedure import (
     Answer,
     Commands,

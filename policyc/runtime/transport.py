@@ -46,8 +46,8 @@ class Listener:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         _clear(path)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         # Bound under a mask that lets nobody in, then opened to owner and group: there is no moment in between.
         before = os.umask(0o177)
         try:

@@ -9,8 +9,10 @@ from lark import Lark
 from lark.exceptions import GrammarError
 from lark.parsers.lalr_analysis import LALR_Analyzer
 
-from policyc.lang import expected, tree_to_ast
+from policyc.lang import expected
 from policyc.lang.text_to_tree import grammar_text, load_parser
+from policyc.lang.tree_to_ast import CASES, STATEMENTS
+from policyc.lang.tree_to_parts import EXPRESSIONS, PLACES
 from tests.support.lang_nodes import EFFECT_WORDS, parsed
 from tests.support.lang_texts import DATES, DURATIONS, LABELS, NAMES, NUMBERS, SECTIONS, SYMBOLS, TEXTS
 
@@ -96,12 +98,11 @@ def test_every_form__becomes_a_node() -> None:
     forms: dict[str, set[str]] = {}
     for rule in lark.rules:
         forms.setdefault(str(rule.origin.name), set()).add(rule.alias or "")
-    assert forms["place"] == set(tree_to_ast._PLACES)
-    statements = set(tree_to_ast._STATEMENTS)
-    assert statements <= forms.keys()
+    assert forms["place"] == set(PLACES)
+    assert {*STATEMENTS, *CASES} <= forms.keys()
     aliases = {alias for names in forms.values() for alias in names if alias}
     assert {"negation", "complement", "call", "number"} <= aliases
-    assert set(tree_to_ast._EXPRESSIONS) <= aliases | forms.keys()
+    assert set(EXPRESSIONS) <= aliases | forms.keys()
 
 
 def test_examples_in_the_grammar__are_right() -> None:

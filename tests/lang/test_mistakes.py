@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import policyc.lang
 from policyc.diagnostics import CODES, Source, has_errors
 from policyc.lang.limits import MAX_DEPTH, MAX_ERRORS
 from policyc.lang.parse import parse
@@ -775,3 +778,10 @@ def test_messages__follow_the_house_style() -> None:
                 assert not sentence[0].isupper()
                 assert sentence.count("`") % 2 == 0
             assert diagnostic.code in CODES
+
+
+def test_codes__each_of_this_stage_is_used() -> None:
+    folder = Path(policyc.lang.__file__).parent
+    used = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
+    for code in CODES:
+        assert (f'"{code}"' in used) == code.startswith("P1")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policyc.diagnostics import CODES, Severity, Source, has_errors, render_text
+from policyc.diagnostics import CODES, Diagnostic, Severity, Source, has_errors, render_text
 from policyc.lang.parse import parse
 from policyc.lang.read import decode_source
 from policyc.lang.text_to_tree import Failure, load_parser
-from policyc.lang.tree_to_ast import Builder
+from policyc.lang.tree_to_ast import tree_to_statements
 from tests.support.lang_nodes import EFFECT_WORDS, shown
 from tests.support.lang_texts import any_words, laid_out, policies
 
@@ -63,7 +63,7 @@ def test_a_policy__is_what_the_grammar_says_of_the_whole_text(text: str) -> None
     source = Source("right.policy", text)
     tree = PARSER.to_tree(text)
     assert not isinstance(tree, Failure)
-    header, statements = Builder(source).file(tree, 0)
+    header, statements = tree_to_statements(tree, source, 0, [])
     file, diagnostics = parse(source, EFFECT_WORDS)
     assert diagnostics == []
     assert file
@@ -78,6 +78,6 @@ def test_a_text__is_wrong_exactly_if_the_grammar_refuses_it(text: str) -> None:
     if isinstance(tree, Failure):
         assert diagnostics
     else:
-        builder = Builder(source)
-        builder.file(tree, 0)
-        assert [d for d in diagnostics if d.code not in ("P115", "P126")] == builder.diagnostics
+        wanted: list[Diagnostic] = []
+        tree_to_statements(tree, source, 0, wanted)
+        assert [d for d in diagnostics if d.code not in ("P115", "P126")] == wanted

@@ -59,6 +59,9 @@ def test_read_source__a_file_that_cannot_be_read(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "none", "no such file or directory"), (tmp_path, "is a directory")):
         refused = read_source(path, NO_INPUT)
         assert refused == Diagnostic("P100", f"`{path}` can't be read: {reason}")
+    refused = read_source(tmp_path / "a\0b", NO_INPUT)
+    assert isinstance(refused, Diagnostic)
+    assert refused.code == "P100"
 
 
 def test_check_text__lines_that_are_too_long() -> None:

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from policyc.catalog import Access, EffectKind
-from policyc.plan.model import BoundPlace, Effect, EventKey, Plan, Rule
+from policyc.plan.canonical import bit_and, compare, every, negate, renumbered, some, within
+from policyc.plan.conditions import Condition, Field, Number
+from policyc.plan.evaluation import Fields, compile_condition, no_fields
+from policyc.plan.model import BoundPlace, Effect, EventKey, Exemption, Plan, Rule
 from policyc.plan.places import Base
+from policyc.plan.sweep import sweep
 from policyc.plan.tables import link_time_table
 from policyc.plan.verdicts import (
     NEAR_ZONE,
+    Cell,
     Fact,
+    Group,
     MemoryAccess,
     NoticedEvent,
     Origin,
+    Space,
     Verdict,
+    VerdictTable,
     decide,
 )
 from tests.support.plans import DENY, LOG, make_plan, place, rule
 
-DATA = 0x1000
+DATA = 0x1100
 DATA_BYTES = 48
 CODE = 0x9000
 KERNEL_RIP = CODE + 8
@@ -36,8 +46,18 @@ INJECT_GP = Effect(EffectKind.INJECT, 13)
 EFFECTS = (ALLOW, LOG, SKIP, DENY, INJECT_UD, INJECT_GP, CRASH)
 
 
-def access(start: int, size: int | None, *, kind: Access = Access.W, rip: int = MODULE_RIP) -> MemoryAccess:
-    return MemoryAccess(kind, Base.VIRTUAL, start, size, Origin(rip, rip_genuine=True))
+Values = dict[str, int | None]
+
+
+def access(
+    start: int,
+    size: int | None,
+    *,
+    kind: Access = Access.W,
+    rip: int = MODULE_RIP,
+    fields: Fields = no_fields,
+) -> MemoryAccess:
+    return MemoryAccess(kind, Base.VIRTUAL, start, size, Origin(rip, rip_genuine=True), fields=fields)
 
 
 def verdict_on(plan: Plan, asked: MemoryAccess | NoticedEvent) -> Verdict:
@@ -55,15 +75,37 @@ class Probe:
     start: int
     size: int
     rip: int
+    fields: Values = field(default_factory=dict)
+    size_certain: bool = True
+
+    def value(self, word: str) -> int | None:
+        known: Values = {"access": int(self.kind), "gva": self.start, "rip": self.rip}
+        return (self.fields | known | {"size": self.size if self.size_certain else None}).get(word)
+
+
+def holds(plan: Plan, condition: Condition | None, probe: Probe, *, unknown: bool) -> bool:
+    if condition is None:
+        return True
+
+    def addresses(index: int) -> range:
+        (extent,) = plan.places[index].extents or ()
+        return range(extent.start, extent.end)
+
+    answer = compile_condition(condition, addresses)(probe.value)
+    return unknown if answer is None else answer
 
 
 def applies(plan: Plan, tested: Rule, probe: Probe, byte: int) -> bool:
     covers = any(e.start <= byte < e.end for p in tested.places for e in plan.places[p].extents or ())
     inside = [any(e.start <= probe.rip < e.end for e in plan.places[p].extents or ()) for p in tested.origin]
     exempt = any(
-        e.start <= probe.rip < e.end for x in tested.exemptions for p in x.code for e in plan.places[p].extents or ()
+        (not x.code or any(e.start <= probe.rip < e.end for p in x.code for e in plan.places[p].extents or ()))
+        and holds(plan, x.when, probe, unknown=False)
+        for x in tested.exemptions
     )
-    return bool(tested.access & probe.kind) and covers and (not inside or any(inside)) and not exempt
+    unknown = tested.effect.kind is not EffectKind.ALLOW
+    fits = covers and (not inside or any(inside)) and holds(plan, tested.when, probe, unknown=unknown)
+    return bool(tested.access & probe.kind) and fits and not exempt
 
 
 def oracle(plan: Plan, probe: Probe) -> tuple[Effect | None, Effect | None]:
@@ -87,6 +129,23 @@ places_st = st.lists(
 )
 
 
+CONDITIONS: Sequence[Condition] = (
+    compare(Field("cpl"), "==", Number(3)),
+    compare(Field("cpl"), "!=", Number(3)),
+    compare(bit_and([Field("rax"), Number(6)]), "!=", Number(0)),
+    compare(Field("size"), ">=", Number(8)),
+    compare(Field("gva"), "<", Number(DATA + 20)),
+    compare(Field("access"), "==", Number(int(Access.W))),
+    within(Field("rip"), [0]),
+    negate(within(Field("gva"), [0])),
+)
+guards = st.none() | st.recursive(
+    st.sampled_from(CONDITIONS),
+    lambda inner: st.lists(inner, max_size=2).map(every) | st.lists(inner, max_size=2).map(some) | inner.map(negate),
+    max_leaves=3,
+)
+
+
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     data = [place(DATA + start, DATA + end) for start, end in draw(places_st)]
@@ -102,10 +161,15 @@ def plans(draw: st.DrawFn) -> Plan:
                 enforce=st.booleans(),
                 origin=st.sampled_from([(), (len(data),)]),
                 exempt=st.sampled_from([(), (), (len(data),)]),
+                when=guards,
+                exemptions=st.lists(
+                    st.builds(Exemption, st.sampled_from([(), (len(data),)]), st.just("x"), when=guards), max_size=1
+                ).map(tuple),
             ),
             max_size=6,
         )
     )
+    rules = [replace(one, exemptions=tuple(e for e in one.exemptions if e.code or e.when is not None)) for one in rules]
     return make_plan(data + code, rules, ("p", "q"))
 
 
@@ -115,11 +179,16 @@ probes = st.builds(
     st.integers(DATA - 8, DATA + DATA_BYTES + 8),
     st.sampled_from([1, 2, 4, 8, 16]),
     st.sampled_from([KERNEL_RIP, MODULE_RIP]),
+    st.fixed_dictionaries(
+        {"cpl": st.sampled_from([None, 0, 3]), "rax": st.sampled_from([None, 0, 2, 8])},
+    ),
+    st.booleans(),
 )
 
 
 def asked(probe: Probe) -> MemoryAccess:
-    return access(probe.start, probe.size, kind=probe.kind, rip=probe.rip)
+    known = access(probe.start, probe.size, kind=probe.kind, rip=probe.rip, fields=probe.fields.get)
+    return replace(known, size_certain=probe.size_certain)
 
 
 @given(plans(), probes)
@@ -131,15 +200,21 @@ def test_decide__agrees_with_the_oracle(plan: Plan, probe: Probe) -> None:
 @given(plans(), plans(), probes)
 def test_decide__adding_a_policy_never_weakens_a_reply(plan: Plan, other: Plan, probe: Probe) -> None:
     shift = len(plan.places)
+
+    def moved_condition(condition: Condition | None) -> Condition | None:
+        return condition and renumbered(condition, lambda index: index + shift)
+
     moved = [
-        rule(
-            r.effect,
-            tuple(p + shift for p in r.places),
-            r.access,
+        replace(
+            r,
+            id="",
             policy=r.policy + 2,
-            enforce=r.enforce,
+            places=tuple(p + shift for p in r.places),
             origin=tuple(p + shift for p in r.origin),
-            exempt=tuple(p + shift for e in r.exemptions for p in e.code),
+            when=moved_condition(r.when),
+            exemptions=tuple(
+                replace(e, code=tuple(p + shift for p in e.code), when=moved_condition(e.when)) for e in r.exemptions
+            ),
         )
         for r in other.rules
     ]
@@ -150,13 +225,67 @@ def test_decide__adding_a_policy_never_weakens_a_reply(plan: Plan, other: Plan, 
 
 @given(plans(), probes)
 def test_decide__an_unknown_size_never_gives_a_weaker_reply_than_any_size(plan: Plan, probe: Probe) -> None:
-    unknown = decide(link_time_table(plan), access(probe.start, None, kind=probe.kind, rip=probe.rip))
+    probe = replace(probe, size_certain=True)
+    unknown = decide(link_time_table(plan), replace(asked(probe), size=None))
     if isinstance(unknown, Verdict):
         assert unknown.effect == verdict_on(plan, asked(probe)).effect
     else:
         assert unknown is Fact.SIZE
-        largest = verdict_on(plan, access(probe.start, NEAR_ZONE, kind=probe.kind, rip=probe.rip))
+        largest = verdict_on(plan, replace(asked(probe), size=NEAR_ZONE, size_certain=False))
         assert strictness(largest.effect) >= strictness(verdict_on(plan, asked(probe)).effect)
+
+
+@given(plans(), probes, st.sampled_from(["cpl", "rax"]))
+def test_decide__an_unknown_field_never_gives_a_weaker_reply_than_any_value(
+    plan: Plan, probe: Probe, word: str
+) -> None:
+    unknown = replace(probe, fields=probe.fields | {word: None})
+    known = replace(probe, fields=probe.fields | {word: probe.fields[word] or 0})
+    assert strictness(verdict_on(plan, asked(unknown)).effect) >= strictness(verdict_on(plan, asked(known)).effect)
+
+
+# --- two places on one frame ---
+
+FRAME = 0x5000
+
+
+def aliased(plan: Plan, *offsets: int) -> VerdictTable:
+    """The table of a guest in which the bytes at each of these distances from `DATA` lie on the same frame."""
+    table = link_time_table(plan)
+    groups: dict[Group, int] = {}
+    virtual = table.spaces.get(Base.VIRTUAL, Space(()))
+    pieces = [
+        (FRAME + max(start, DATA + offset) - offset, FRAME + min(end, DATA + offset + WINDOW) - offset, number)
+        for offset in offsets
+        for start, end, cell in zip(virtual.starts, virtual.ends, virtual.cells, strict=True)
+        if max(start, DATA + offset) < min(end, DATA + offset + WINDOW)
+        for group in table.cells[cell]
+        for number in [groups.setdefault(group, len(groups))]
+    ]
+    by_number = tuple(groups)
+    cells: dict[Cell, int] = {}
+    space = Space(
+        (s.start, s.end, cells.setdefault(tuple(by_number[member] for member in s.members), len(cells)))
+        for s in sweep(pieces)
+    )
+    return replace(table, cells=tuple(cells), spaces={Base.PHYSICAL: space})
+
+
+WINDOW = DATA_BYTES // 2
+
+
+@given(plans(), probes)
+def test_decide__places_that_meet_on_one_frame_only_ever_become_stricter(plan: Plan, probe: Probe) -> None:
+    question = replace(
+        asked(probe), base=Base.PHYSICAL, start=FRAME + probe.start, fields=(probe.fields | {"gva": probe.start}).get
+    )
+    effects = []
+    for offsets in ((0,), (WINDOW,), (0, WINDOW)):
+        verdict = decide(aliased(plan, *offsets), question)
+        assert isinstance(verdict, Verdict)
+        effects.append(verdict.effect)
+    first, second, both = map(strictness, effects)
+    assert both == max(first, second)
 
 
 def strictness(effect: Effect | None) -> tuple[int, int]:
@@ -255,3 +384,100 @@ def test_decide__pins_keep_the_bits_of_all() -> None:
 
 def test_decide__an_event_without_rules_is_nobodys_business() -> None:
     assert verdict_on(make_plan([], []), NoticedEvent(EventKey("hypercall", (34, 24)), Origin(0))).collateral
+
+
+# --- conditions ---
+
+CPL_3 = compare(Field("cpl"), "==", Number(3))
+LARGE = compare(Field("size"), ">", Number(8))
+
+
+@pytest.mark.parametrize(
+    ("effect", "exemptions", "cpl", "expected"),
+    [
+        (DENY, (), 3, DENY),
+        (DENY, (), 0, None),
+        (DENY, (), None, DENY),
+        (ALLOW, (), None, LOG),
+        (ALLOW, (), 3, None),
+    ],
+)
+def test_decide__a_condition_without_answer_counts_as_what_is_stricter(
+    effect: Effect, exemptions: tuple[Exemption, ...], cpl: int | None, expected: Effect | None
+) -> None:
+    rules = [rule(effect, (0,), when=CPL_3)] + ([rule(LOG, (0,))] if effect == ALLOW else [])
+    plan = make_plan([place(DATA, DATA + 8)], rules)
+    assert verdict_on(plan, access(DATA, 8, fields={"cpl": cpl}.get)).effect == expected
+
+
+@pytest.mark.parametrize(("cpl", "expected"), [(3, None), (0, DENY), (None, DENY)])
+def test_decide__an_exception_under_a_condition(cpl: int | None, expected: Effect | None) -> None:
+    exempted = rule(places=(0,), exemptions=(Exemption((), "x", when=CPL_3),))
+    plan = make_plan([place(DATA, DATA + 8)], [exempted])
+    found = verdict_on(plan, access(DATA, 8, fields={"cpl": cpl}.get))
+    assert (found.effect, found.exempted) == (expected, () if expected else (0,))
+
+
+def test_decide__an_exception_from_code_under_a_condition_needs_both() -> None:
+    exempted = rule(places=(0,), exemptions=(Exemption((1,), "x", when=CPL_3),))
+    plan = make_plan([place(DATA, DATA + 8), place(CODE, CODE + 64)], [exempted])
+    table = link_time_table(plan)
+    for rip, cpl, expected in (
+        (KERNEL_RIP, 3, None),
+        (KERNEL_RIP, 0, DENY),
+        (MODULE_RIP, 3, DENY),
+    ):
+        found = decide(table, access(DATA, 8, rip=rip, fields={"cpl": cpl}.get))
+        assert isinstance(found, Verdict)
+        assert found.effect == expected
+
+
+def test_decide__the_frame_of_rip_is_not_asked_for_where_the_condition_fails() -> None:
+    exempted = rule(places=(0,), exemptions=(Exemption((1,), "x", when=CPL_3),))
+    table = link_time_table(make_plan([place(DATA, DATA + 8), place(CODE, CODE + 64)], [exempted]))
+
+    def ask(cpl: int) -> Verdict | Fact:
+        return decide(table, MemoryAccess(Access.W, Base.VIRTUAL, DATA, 8, Origin(KERNEL_RIP), fields={"cpl": cpl}.get))
+
+    assert ask(3) is Fact.RIP_FRAME
+    assert ask(0) == Verdict(DENY, DENY, (0,))
+
+
+def test_decide__the_size_is_asked_for_only_where_a_condition_turns_on_it() -> None:
+    page = place(DATA & -0x1000, (DATA & -0x1000) + 0x1000)
+    table = link_time_table(make_plan([page], [rule(places=(0,), when=every([CPL_3, LARGE]))]))
+
+    def ask(size: int | None, cpl: int, *, certain: bool = True) -> Verdict | Fact:
+        question = access(DATA, size, fields={"cpl": cpl}.get)
+        return decide(table, replace(question, size_certain=certain))
+
+    assert ask(None, 3) is Fact.SIZE
+    assert ask(None, 0) == Verdict(None, None)
+    assert ask(16, 3) == Verdict(DENY, DENY, (0,))
+    assert ask(8, 3) == Verdict(None, None)
+    assert ask(NEAR_ZONE, 3, certain=False) == Verdict(DENY, DENY, (0,))
+
+
+def test_decide__a_size_that_could_not_be_decoded_is_not_believed() -> None:
+    """A rule about small stores must not be evaded by a store that can't be decoded."""
+    page = place(DATA & -0x1000, (DATA & -0x1000) + 0x1000)
+    table = link_time_table(make_plan([page], [rule(places=(0,), when=negate(LARGE))]))
+    assert decide(table, replace(access(DATA, NEAR_ZONE), size_certain=False)) == Verdict(DENY, DENY, (0,))
+
+
+def test_decide__conditions_on_events() -> None:
+    cr4 = EventKey("cr4")
+    cleared = compare(bit_and([Field("old"), Number(0x30)]), "!=", Number(0))
+    table = link_time_table(make_plan([], [rule(event=cr4, when=cleared)]))
+    for old, expected in ((0x10, Verdict(DENY, DENY, (0,))), (0xF, Verdict(None, None))):
+        assert decide(table, NoticedEvent(cr4, Origin(0), {"old": old}.get)) == expected
+
+
+def test_decide__a_physical_place_in_a_condition() -> None:
+    plan = make_plan(
+        [place(0x4000, 0x6000, Base.PHYSICAL), place(0x4000, 0x4010, Base.PHYSICAL)],
+        [rule(places=(0,), when=within(Field("gpa"), [1]))],
+    )
+    table = link_time_table(plan)
+    for start, expected in ((0x4008, Verdict(DENY, DENY, (0,))), (0x4010, Verdict(None, None))):
+        assert decide(table, MemoryAccess(Access.W, Base.PHYSICAL, start, 1, Origin(0))) == expected

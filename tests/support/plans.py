@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from policyc.catalog import Access, EffectKind
+from policyc.plan.conditions import Condition
 from policyc.plan.model import (
     BoundPlace,
     Effect,
@@ -46,6 +47,8 @@ def rule(
     exempt: tuple[int, ...] = (),
     event: EventKey | None = None,
     overriding: tuple[str, ...] = (),
+    when: Condition | None = None,
+    exemptions: tuple[Exemption, ...] = (),
 ) -> Rule:
     return Rule(
         id="",
@@ -56,8 +59,9 @@ def rule(
         places=places,
         event=event,
         origin=origin,
-        exemptions=(Exemption(exempt, "because"),) if exempt else (),
+        exemptions=((Exemption(exempt, "because"),) if exempt else ()) + exemptions,
         overriding=overriding,
+        when=when,
     )
 
 

@@ -15,48 +15,55 @@ from policyc.compiler.pipeline import compile_policies
 from policyc.diagnostics import Source
 from policyc.guest.readers import build_profile
 from policyc.kvmi import (
-    NEED_DATA,
-    CommandReceived,
-    CpuMode,
-    Dialect,
-    EventKind,
-    Hello,
-    HelloForm,
-    KernelConnection,
-    Status,
-    ToolConnection,
-    VcpuState,
-)
-from policyc.kvmi.events import EventData, NewValue
-from policyc.kvmi.kernel import EventReplyReceived, HelloAnswer
-from policyc.kvmi.messages import (
     DONE,
+    NEED_DATA,
+    Action,
     CheckCommand,
     CheckEvent,
     Command,
+    CommandReceived,
+    CpuMode,
+    DescriptorTable,
+    Dialect,
+    ErrorCode,
+    EventData,
+    EventKind,
+    EventMsrs,
+    EventReplyReceived,
     GetInfo,
     GetInfoReply,
     GetRegisters,
     GetRegistersReply,
     GetVersion,
     GetVersionReply,
+    Hello,
+    HelloAnswer,
+    HelloForm,
+    KernelConnection,
+    MsrEntry,
+    NewValue,
     PauseVcpu,
     ReadPhysical,
     ReadPhysicalReply,
+    Registers,
     ReplyData,
     SetPageAccess,
+    Status,
+    SystemRegisters,
+    ToolConnection,
     TranslateGva,
     TranslateGvaReply,
+    VcpuState,
+    page_entries,
 )
-from policyc.kvmi.pages import page_entries
-from policyc.kvmi.registers import DescriptorTable, EventMsrs, MsrEntry, Registers, SystemRegisters
-from policyc.kvmi.tool import Reply as CommandReply
-from policyc.kvmi.vocabulary import Action, ErrorCode
+from policyc.kvmi import Reply as CommandReply
 from policyc.plan.model import Plan
-from policyc.runtime.enforcer import State, begin, step
+from policyc.runtime.enforcer import step
 from policyc.runtime.records import Record
+from policyc.runtime.state import State
 from policyc.runtime.steps import (
     Answered,
+    Connected,
     Disconnect,
     GreetVmm,
     Input,
@@ -70,7 +77,17 @@ from policyc.runtime.steps import (
 )
 from tests.support.guest_memory import GuestMemory
 
-__all__ = ["IMAGE_BASE", "SLIDE", "SYSTEM_MAP", "Conversation", "EventAnswer", "compile_plan", "gpa_of"]
+__all__ = [
+    "IMAGE_BASE",
+    "SILENCE",
+    "SLIDE",
+    "SYSTEM_MAP",
+    "Conversation",
+    "EventAnswer",
+    "ScriptedKernel",
+    "compile_plan",
+    "gpa_of",
+]
 
 IMAGE_BASE = 0xFFFFFFFF81000000
 SLIDE = 0x4200000
@@ -142,122 +159,46 @@ class EventAnswer:
     value: NewValue | None
 
 
+class _Silence(ReplyData):
+    """No answer at all."""
+
+
+SILENCE: ReplyData = _Silence()
+
+
 @dataclass
-class Conversation:
-    """The enforcer and the scripted kernel, talking until both have nothing more to say.
+class ScriptedKernel:
+    """The kernel's side: bytes in, bytes out.
 
     Attributes:
         override: asked first about every command; what it returns, unless None, is the answer.
         log: the names of the commands, in the order they came, runs of one name once.
         rights: rights that the tool has set, by frame.
         answers: what the tool did with events, in order.
-        records: what it wrote down.
+        silent_pauses: vCPUs whose PAUSE event doesn't come by itself.
     """
 
-    plan: Plan
     dialect: Dialect
     slide: int = SLIDE
     vcpus: int = 1
     override: Callable[[Command], Result] = lambda command: None
-    state: State = field(init=False)
-    now: float = 100.0
     log: list[str] = field(default_factory=list)
     commands: list[Command] = field(default_factory=list)
     rights: dict[Gfn, int] = field(default_factory=dict)
     answers: list[EventAnswer] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
-    told: list[Told] = field(default_factory=list)
-    disconnected: str | None = None
     silent_pauses: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.memory, self.root = guest_memory(self.slide)
-        self.state = State(self.plan)
-        self.tool = ToolConnection()
         self.kernel = KernelConnection(self.dialect, vcpu_count=self.vcpus)
-        self._tickets: dict[int, int] = {}
-        begin(self.state, self.now)
 
-    # --- what a test does ---
-
-    def connect(self) -> None:
-        """Say hello and talk until the guest is armed or refused."""
+    def greet(self) -> None:
+        """Say hello."""
         form = HelloForm.V12 if self.dialect.name == "kvmi-v12" else HelloForm.V7
         self.kernel.send_hello(Hello(bytes(range(16)), "scripted", form=form))
-        self.talk()
 
-    def event(
-        self, kind: EventKind, data: EventData | None = None, *, rip: int, rsp: int = 0, vcpu: int = 0
-    ) -> EventAnswer:
-        """Raise an event and return what the tool did with it."""
-        before = len(self.answers)
-        self.kernel.send_event(kind, vcpu, self._vcpu_state(rip, rsp), data)
-        self.talk()
-        (answer,) = self.answers[before:]
-        return answer
-
-    def feed(self, input: Input) -> None:
-        """Hand the enforcer something that doesn't come over the wire, then talk."""
-        self._carry_out(step(self.state, self.now, input))
-        self.talk()
-
-    def pass_time(self, seconds: float) -> None:
-        """Let time pass, waking the enforcer at each of its deadlines."""
-        end = self.now + seconds
-        while (deadline := self.state.deadline) is not None and deadline <= end:
-            self.now = max(self.now, deadline)
-            self.feed(TimePassed())
-        self.now = end
-
-    def hang_up(self) -> None:
-        """The peer is gone."""
-        self._carry_out(step(self.state, self.now, Lost("the peer closed the connection")))
-
-    def phases(self) -> list[str]:
-        """The states that were recorded, in order."""
-        return [record.state for record in self.records if hasattr(record, "state")]
-
-    # --- the two sides ---
-
-    def talk(self) -> None:
-        """Pump until neither side has anything to send."""
-        while True:
-            to_tool = b"".join(self.kernel.data_to_send())
-            if to_tool:
-                self._tool_reads(to_tool)
-            to_kernel = b"".join(self.tool.data_to_send())
-            if to_kernel:
-                self._kernel_reads(to_kernel)
-            if not to_tool and not to_kernel:
-                return
-
-    def _tool_reads(self, data: bytes) -> None:
-        self.tool.receive_data(data)
-        while (event := self.tool.next_event()) is not NEED_DATA:
-            assert not isinstance(event, Status)
-            if isinstance(event, CommandReply):
-                ticket = self._tickets.pop(event.seq)
-                self._carry_out(step(self.state, self.now, Answered(ticket, event.result)))
-            else:
-                self._carry_out(step(self.state, self.now, event))
-
-    def _carry_out(self, outputs: list[Output]) -> None:
-        for output in outputs:
-            match output:
-                case Reply(event, action, data):
-                    self.tool.reply(event, action, data)
-                case Send(ticket, command):
-                    self._tickets[self.tool.send(command)] = ticket
-                case GreetVmm():
-                    self.tool.answer_hello()
-                case Write(record):
-                    self.records.append(record)
-                case Told():
-                    self.told.append(output)
-                case Disconnect(reason):
-                    self.disconnected = reason
-
-    def _kernel_reads(self, data: bytes) -> None:
+    def kernel_reads(self, data: bytes) -> None:
+        """Take in what the tool sent and carry it out."""
         self.kernel.receive_data(data)
         while (received := self.kernel.next_event()) is not NEED_DATA:
             match received:
@@ -272,7 +213,7 @@ class Conversation:
                         self.kernel.answer(received, result)
                     if isinstance(command, PauseVcpu) and result is DONE and command.vcpu not in self.silent_pauses:
                         rip = IMAGE_BASE + self.slide + 0x1000
-                        self.kernel.send_event(EventKind.PAUSE, command.vcpu, self._vcpu_state(rip, 0), None)
+                        self.kernel.send_event(EventKind.PAUSE, command.vcpu, self.vcpu_state(rip, 0), None)
                 case EventReplyReceived(action=action, data=reply_data, kind=kind):
                     if kind is not EventKind.PAUSE:
                         value = reply_data if isinstance(reply_data, NewValue) else None
@@ -296,7 +237,7 @@ class Conversation:
                 return GetInfoReply(self.vcpus)
             case GetRegisters(msrs=msrs):
                 lstar = IMAGE_BASE + 0x80 + self.slide
-                regs, sregs = self._vcpu_state(0, 0).regs, self._sregs()
+                regs, sregs = self.vcpu_state(0, 0).regs, self._sregs()
                 return GetRegistersReply(CpuMode.LONG, regs, sregs, tuple(MsrEntry(index, lstar) for index in msrs))
             case ReadPhysical(gpa, size):
                 page = self.memory.read(gfn_of(gpa))
@@ -329,12 +270,109 @@ class Conversation:
             efer=0xD01,
         )
 
-    def _vcpu_state(self, rip: int, rsp: int) -> VcpuState:
+    def vcpu_state(self, rip: int, rsp: int) -> VcpuState:
+        """A vCPU in the kernel, at `rip`."""
         return VcpuState(CpuMode.LONG, Registers(rip=rip, rsp=rsp, rflags=2), self._sregs(), EventMsrs())
 
 
-class _Silence(ReplyData):
-    """No answer at all."""
+@dataclass
+class Conversation:
+    """The enforcer and the scripted kernel, talking until both have nothing more to say.
 
+    Attributes:
+        peer: the kernel.
+        records: what the enforcer wrote down.
+        told: what came of inquiries.
+        disconnected: why the enforcer closed, if it did.
+    """
 
-SILENCE: ReplyData = _Silence()
+    plan: Plan
+    peer: ScriptedKernel
+    now: float = 100.0
+    records: list[Record] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
+    disconnected: str | None = None
+
+    def __post_init__(self) -> None:
+        self.state = State(self.plan)
+        self.tool = ToolConnection()
+        self._tickets: dict[int, int] = {}
+        step(self.state, self.now, Connected())
+
+    # --- what a test does ---
+
+    def connect(self) -> None:
+        """Say hello and talk until the guest is armed or refused."""
+        self.peer.greet()
+        self.talk()
+
+    def event(
+        self, kind: EventKind, data: EventData | None = None, *, rip: int, rsp: int = 0, vcpu: int = 0
+    ) -> EventAnswer:
+        """Raise an event and return what the tool did with it."""
+        before = len(self.peer.answers)
+        self.peer.kernel.send_event(kind, vcpu, self.peer.vcpu_state(rip, rsp), data)
+        self.talk()
+        (answer,) = self.peer.answers[before:]
+        return answer
+
+    def feed(self, input: Input) -> None:
+        """Hand the enforcer something that doesn't come over the wire, then talk."""
+        self._carry_out(step(self.state, self.now, input))
+        self.talk()
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, waking the enforcer at each of its deadlines."""
+        end = self.now + seconds
+        while (deadline := self.state.deadline) is not None and deadline <= end:
+            self.now = max(self.now, deadline)
+            self.feed(TimePassed())
+        self.now = end
+
+    def hang_up(self) -> None:
+        """The peer is gone."""
+        self._carry_out(step(self.state, self.now, Lost("the peer closed the connection")))
+
+    def phases(self) -> list[str]:
+        """The states that were recorded, in order."""
+        return [record.state for record in self.records if hasattr(record, "state")]
+
+    # --- the two sides ---
+
+    def talk(self) -> None:
+        """Pump until neither side has anything to send."""
+        while True:
+            to_tool = b"".join(self.peer.kernel.data_to_send())
+            if to_tool:
+                self._tool_reads(to_tool)
+            to_kernel = b"".join(self.tool.data_to_send())
+            if to_kernel:
+                self.peer.kernel_reads(to_kernel)
+            if not to_tool and not to_kernel:
+                return
+
+    def _tool_reads(self, data: bytes) -> None:
+        self.tool.receive_data(data)
+        while (event := self.tool.next_event()) is not NEED_DATA:
+            assert not isinstance(event, Status)
+            if isinstance(event, CommandReply):
+                ticket = self._tickets.pop(event.seq)
+                self._carry_out(step(self.state, self.now, Answered(ticket, event.result)))
+            else:
+                self._carry_out(step(self.state, self.now, event))
+
+    def _carry_out(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            match output:
+                case Reply(event, action, data):
+                    self.tool.reply(event, action, data)
+                case Send(ticket, command):
+                    self._tickets[self.tool.send(command)] = ticket
+                case GreetVmm():
+                    self.tool.answer_hello()
+                case Write(record):
+                    self.records.append(record)
+                case Told():
+                    self.told.append(output)
+                case Disconnect(reason):
+                    self.disconnected = reason

@@ -37,7 +37,7 @@ FUNC serve_mailbox
     pushq %r15
     movq %rsp, routine_stack(%rip)
     call *%rax
-routine_returned:
+.Lroutine_returned:
     movq %rax, routine_result(%rip)
     movq $0, routine_stack(%rip)
     movq $0, routine_request(%rip)
@@ -58,7 +58,7 @@ FUNC schedule
     movq %rsp, %rbp
     pushq %r15
     pushq %r14
-schedule_hookable_end:
+.Lschedule_hookable_end:
     pushq %r13
     pushq %r12
     pushq %rbx
@@ -72,7 +72,7 @@ schedule_hookable_end:
     pushq task_rip(%rip)
     swapgs
     iretq
-schedule_back:
+.Lschedule_back:
     popq %rbx
     popq %r12
     popq %r13
@@ -100,7 +100,7 @@ FUNC sys_sched_yield
     movq 24(%rsp), %rax
     movq %rax, task_rip(%rip)
     movq idle_stack(%rip), %rsp
-    jmp schedule_back
+    jmp .Lschedule_back
 ENDF sys_sched_yield
 
 FUNC sys_fork
@@ -154,7 +154,7 @@ ENDF \name
 FUNC memcpy
     movq %rdi, %rax
     movq %rdx, %rcx
-memcpy_movs:
+.Lmemcpy_movs:
     rep movsb
     ret
 ENDF memcpy
@@ -199,7 +199,7 @@ FUNC __text_poke
     movq %r12, %rsi
     movq %r13, %rdx
     call text_poke_memcpy
-__text_poke_done:
+.L__text_poke_done:
     movq $0, (level1_module_pgt + 511 * 8)(%rip)
     invlpg (%r14)
     xorl %eax, %eax
@@ -210,21 +210,21 @@ __text_poke_done:
     popq %r12
     popq %rbx
     ret
-    EXTABLE memcpy_movs, memcpy_failed
+    EXTABLE .Lmemcpy_movs, .Lmemcpy_failed
 ENDF __text_poke
 
 # A copy that faulted returns with what was copied so far.
-memcpy_failed:
+.Lmemcpy_failed:
     ret
 
 # Turn the static key: the site's NOP becomes a jump to its slow path, or the jump a NOP again.
 FUNC arch_jump_label_transform
     FENTRY
     leaq jump_label_jmp(%rip), %rsi
-    cmpb $0xe9, static_key_site(%rip)
+    cmpb $0xe9, .Lstatic_key_site(%rip)
     jne 1f
     leaq jump_label_nop(%rip), %rsi
-1:  leaq static_key_site(%rip), %rdi
+1:  leaq .Lstatic_key_site(%rip), %rdi
     movl $5, %edx
     jmp __text_poke
 ENDF arch_jump_label_transform
@@ -273,24 +273,24 @@ FUNC act_cpuid
 ENDF act_cpuid
 
 # Load CR3 and IDTR with what they hold, read GDTR, set XCR0 to x87 and SSE: what context switches and idle states do.
-FUNC act_cr3
+FUNC act_reload_cr3
     movq %cr3, %rax
     movq %rax, %cr3
     xorl %eax, %eax
     ret
-ENDF act_cr3
+ENDF act_reload_cr3
 
-FUNC act_idtr
+FUNC act_reload_idt
     lidt idt_descr(%rip)
     xorl %eax, %eax
     ret
-ENDF act_idtr
+ENDF act_reload_idt
 
-FUNC act_gdtr
+FUNC act_read_gdtr
     sgdt saved_gdt_descr(%rip)
     xorl %eax, %eax
     ret
-ENDF act_gdtr
+ENDF act_read_gdtr
 
 FUNC act_xsetbv
     movl $3, %eax
@@ -306,7 +306,7 @@ ENDF act_xsetbv
 # A site that static keys patch: five bytes of NOP, or a jump over the slow path's counter.
 FUNC jump_label_site
     FENTRY
-static_key_site:
+.Lstatic_key_site:
     .byte 0x0f, 0x1f, 0x44, 0x00, 0x00
     ret
     incq jump_label_hits(%rip)              # where the jump leads
@@ -348,7 +348,7 @@ FUNC do_exception
     movq %rax, routine_fault(%rip)          # no fixup: the routine ends here, as a task does that made an oops
     movq routine_stack(%rip), %rdx
     movq %rdx, PT_RSP(%rdi)
-    leaq routine_returned(%rip), %rdx
+    leaq .Lroutine_returned(%rip), %rdx
     movq %rdx, PT_RIP(%rdi)
     movq $-EFAULT, PT_RAX(%rdi)
 2:  ret

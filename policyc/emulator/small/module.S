@@ -89,6 +89,8 @@ FUNC attack_rep_movs
     KCALL lm_alias
     movq %rax, %rdi
     leaq evil_code(%rip), %rsi
+    movb evil_serial(%rip), %al
+    movb %al, (%rsi)
     movl $4, %ecx
 1:  rep movsq
     GUARD 1b, 90f
@@ -224,20 +226,19 @@ FUNC attack_cmpxchg16b
     EPILOGUE
 ENDF attack_cmpxchg16b
 
-# A stack that ends in the guarded object.
-FUNC attack_push
+# A value popped from the stack into the guarded object: the store isn't all that the instruction does.
+FUNC attack_pop
     PROLOGUE
-    KADDR guarded_object+32, %rbx
-    movq evil_serial(%rip), %rax
+    KADDR guarded_object, %rbx
     movq %rsp, %r12
-    movq %rbx, %rsp
-1:  pushq %rax
+    pushq evil_serial(%rip)
+1:  popq 24(%rbx)
     GUARD 1b, 89f
     movq %r12, %rsp
     EPILOGUE
 89: movq %r12, %rsp
     jmp 90b
-ENDF attack_push
+ENDF attack_pop
 
     # Where the hooks lead.
 
@@ -247,7 +248,7 @@ FUNC evil_schedule
     movq %rsp, %rbp
     pushq %r15
     pushq %r14
-    KADDR schedule_hookable_end, %r11
+    KADDR .Lschedule_hookable_end, %r11
     jmp *%r11
 ENDF evil_schedule
 
@@ -274,10 +275,6 @@ FUNC evil_entry_SYSCALL_64
     jmp *evil_continue(%rip)
 ENDF evil_entry_SYSCALL_64
 
-    .balign 8
-evil_code:
-    .fill 32, 1, 0x90
-
     .section .module.data, "aw"
 
     .balign 8
@@ -285,6 +282,8 @@ OBJECT evil_serial
     .quad 0
 OBJECT evil_hits
     .quad 0
+evil_code:
+    .fill 32, 1, 0xf1
 evil_continue:
     .quad entry_SYSCALL_64
 OBJECT evil_original

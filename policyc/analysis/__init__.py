@@ -1,0 +1,1 @@
+"""Questions put to a plan: what its tests say, which rules decide, what no test would miss."""

@@ -1,0 +1,212 @@
+"""`policyc guest`: a guest that speaks KVMI and runs real code on real page tables, without KVM."""
+
+from __future__ import annotations
+
+import json
+import sys
+from difflib import get_close_matches
+from importlib.util import find_spec
+from math import isfinite
+from pathlib import Path
+
+import click
+
+from policyc.cli.artifact_files import read_secret, shown_name
+from policyc.cli.atomic_file import write_atomically
+from policyc.cli.command_table import examples
+from policyc.cli.exit_codes import CommandError, ExitCode
+
+__all__ = ["command"]
+
+DIALECTS = {"v7": "kvmi-v7", "v12": "kvmi-v12"}
+
+MAX_RAM_MIB = 4096
+
+SECONDS = click.FloatRange(0.0, 3600.0, min_open=True)
+
+
+@click.group("guest")
+def command() -> None:
+    """Run a guest that speaks KVMI, without KVM.
+
+    It connects to the tool's socket as QEMU does, and behind it real x86-64 code runs on real page tables whose rights
+    are enforced. The guest is small: a kernel, and a module that attacks it. Needs no root and no /dev/kvm.
+    """
+
+
+@command.command(
+    "run",
+    short_help="run it until it is told to end",
+    epilog=examples(
+        "policyc guest run --socket /run/policyc/guest.sock",
+        "policyc guest run --socket /run/policyc/guest.sock --dialect v12 --slide random --attack syscall-hook --once",
+    ),
+)
+@click.option(
+    "--socket", metavar="PATH", help="The UNIX socket that the tool listens on; without it the guest is alone."
+)
+@click.option(
+    "--dialect",
+    type=click.Choice([*DIALECTS]),
+    default="v7",
+    show_default=True,
+    help="The generation of KVMI that its kernel speaks.",
+)
+@click.option(
+    "--slide",
+    default="0",
+    show_default=True,
+    metavar="BYTES|random",
+    help="By how much the kernel is moved: a multiple of 0x200000.",
+)
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    metavar="NAME",
+    help="Do this once the tool has armed, can be repeated; see `policyc guest attacks`.",
+)
+@click.option("--tour/--no-tour", default=True, help="Do everything there is once, where no --attack says what.")
+@click.option("--once", is_flag=True, help="End when all of it has been done.")
+@click.option("--settle", type=SECONDS, default=3.0, show_default=True, help="Seconds after which it is done untold.")
+@click.option("--reconnect", type=SECONDS, default=10.0, show_default=True, help="Seconds between two attempts.")
+@click.option("--cookie-file", metavar="FILE", help="A secret that the tool must know.")
+@click.option("--name", default="small", show_default=True, help="How the machine introduces itself.")
+@click.option("--cpu", type=click.Choice(["intel", "amd"]), default="intel", show_default=True, help="Whose processor.")
+@click.option(
+    "--ram", type=click.IntRange(16, MAX_RAM_MIB), default=64, show_default=True, metavar="MIB", help="Its memory."
+)
+@click.option("--tick", type=SECONDS, default=0.01, show_default=True, help="Seconds between two timer interrupts.")
+@click.option("--firmware", is_flag=True, help="Connect before the first instruction, not after the boot.")
+@click.option("--deaf-frames", is_flag=True, help="Miss writes to half of all frames, as deployed v7 kernels do.")
+@click.option("--crash-ignored", is_flag=True, help="Go on after the answer CRASH, as some VMMs do.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of sentences.")
+def run(
+    socket: str | None,
+    dialect: str,
+    slide: str,
+    attacks: tuple[str, ...],
+    tour: bool,
+    once: bool,
+    settle: float,
+    reconnect: float,
+    cookie_file: str | None,
+    name: str,
+    cpu: str,
+    ram: int,
+    tick: float,
+    firmware: bool,
+    deaf_frames: bool,
+    crash_ignored: bool,
+    as_json: bool,
+) -> int:
+    """Run the guest until it is told to end.
+
+    It reads lines from standard input, `help` among them, and says what it did. Exit code 1 means that the machine
+    ended by itself: on a fault that nothing handles, or because the tool answered CRASH.
+    """
+    from policyc.emulator.options import GuestOptions
+    from policyc.emulator.process import run_guest
+
+    if find_spec("unicorn") is None:
+        fact = "the guest needs the Unicorn engine, which isn't installed"
+        raise CommandError(ExitCode.USAGE, fact, help="pip install 'policyc[guest]'")
+    for attack in attacks:
+        _check_attack(attack)
+    for seconds in (settle, reconnect, tick):
+        # Not a number compares as if it were in every range.
+        if not isfinite(seconds):
+            raise click.BadParameter(f"{seconds} is not a number of seconds")
+    if cookie_file is not None:
+        read_secret(cookie_file)
+    options = GuestOptions(
+        socket=Path(socket) if socket is not None else None,
+        dialect=DIALECTS[dialect],
+        name=name,
+        cookie_file=Path(cookie_file) if cookie_file is not None else None,
+        reconnect=reconnect,
+        slide=_slide(slide),
+        ram_mib=ram,
+        cpu=cpu,
+        tick=tick,
+        firmware=firmware,
+        attacks=attacks,
+        # tour=tour,
+        settle=settle,
+        once=once,
+        json=as_json,
+        deaf_frames=deaf_frames,
+        crash_ignored=crash_ignored,
+    )
+    return run_guest(options, sys.stdin, sys.stdout)
+
+
+@command.command(
+    "attacks",
+    short_help="list what it can be told to do",
+    epilog=examples("policyc guest attacks", "policyc guest attacks --format json"),
+)
+@click.option("--format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="For whom.")
+def attacks(format: str) -> ExitCode:
+    """List what the guest can be told to do: attacks that a policy should stop, and acts that it should not."""
+    from policyc.emulator.routines import ROUTINES
+
+    if format == "json":
+        listed = [
+            {
+                "kind": routine.kind.value,
+                "name": name,
+                "what": routine.what,
+                "target": str(routine.target or "") or None,
+            }
+            for name, routine in ROUTINES.items()
+        ]
+        click.echo(json.dumps({"routines": listed}, indent=2))
+        return ExitCode.OK
+    width = max(map(len, ROUTINES))
+    for name, routine in ROUTINES.items():
+        click.echo(f"{routine.kind.value:6}  {name:{width}}  {routine.what}")
+    return ExitCode.OK
+
+
+@command.command(
+    "profile", short_help="write its kernel's profile", epilog=examples("policyc guest profile -o small.profile")
+)
+@click.option("-o", "--output", required=True, metavar="FILE", help="Where the profile goes; - is standard output.")
+def profile(output: str) -> ExitCode:
+    """Write the profile of the guest's kernel, to compile policies against."""
+    from policyc.emulator.image import small_system_map
+    from policyc.guest.readers import build_profile
+    from policyc.guest.store import encode
+
+    content = encode(build_profile(small_system_map().encode()))
+    if output == "-":
+        sys.stdout.buffer.write(content)
+        return ExitCode.OK
+    write_atomically(Path(output), content)
+    click.echo(f"{shown_name(output)}: the profile of the small guest's kernel", err=True)
+    return ExitCode.OK
+
+
+def _check_attack(name: str) -> None:
+    from policyc.emulator.routines import ROUTINES
+
+    if name not in ROUTINES:
+        near = get_close_matches(name, ROUTINES, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else "`policyc guest attacks` lists what there is"
+        raise CommandError(ExitCode.USAGE, f"the guest knows no attack or act `{name}`", help=hint)
+
+
+def _slide(text: str) -> int | None:
+    """The slide in bytes; None draws one."""
+    from policyc.emulator.image import SLIDE_ALIGNMENT, SLIDE_LIMIT
+
+    if text == "random":
+        return None
+    try:
+        slide = int(text, 0)
+    except ValueError:
+        raise click.BadParameter(f"`{text}` is neither `random` nor a number such as {SLIDE_ALIGNMENT:#x}") from None
+    if slide % SLIDE_ALIGNMENT or not 0 <= slide <= SLIDE_LIMIT:
+        raise click.BadParameter(f"`{text}` is no multiple of {SLIDE_ALIGNMENT:#x} from 0 to {SLIDE_LIMIT:#x}")
+    return slide

@@ -1,0 +1,201 @@
+"""What the small guest can be asked to do: attacks that a guarded kernel must not let happen, and acts that it may.
+
+Each is a function of the guest (`small/module.S`, `small/kernel.S`) which its idle loop calls. Whether it did anything
+is read from the machine itself, never from the guest's word: the target's bytes, or register, before and after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from policyc.emulator.machine import Machine
+
+__all__ = ["ROUTINES", "Kind", "Memory", "Register", "Routine", "RoutineResult", "Run"]
+
+_NO_FAULT: Final = (1 << 64) - 1
+
+
+class Kind(Enum):
+    """Whether a guard should stop it."""
+
+    ATTACK = "attack"
+    ACT = "act"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """`size` bytes at `symbol + offset`."""
+
+    symbol: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.symbol}{self.offset:+#x}" if self.offset else self.symbol
+
+    def read(self, machine: Machine) -> bytes:
+        """The bytes as they are in RAM."""
+        return machine.read(self.symbol, self.size, self.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """A register of the vCPU: `cr0`, `cr4`, `xcr0`, `idtr`, or an MSR."""
+
+    name: str
+    msr: int | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read(self, machine: Machine) -> bytes:
+        """The value, most significant byte first."""
+        engine = machine.vcpus[0].engine
+        if self.msr is not None:
+            value = engine.msr_read(self.msr)
+        elif self.name == "idtr":
+            value, _ = engine.table("idtr")
+        elif self.name == "xcr0":
+            value = machine.vcpus[0].xcr0
+        else:
+            value = engine.get(self.name)
+        return value.to_bytes(8, "big")
+
+
+@dataclass(frozen=True, slots=True)
+class Routine:
+    """Something to ask for by name.
+
+    Attributes:
+        what: what it does, in words.
+        target: what it changes, or would; None if nothing stays behind.
+    """
+
+    name: str
+    symbol: str
+    kind: Kind
+    what: str
+    target: Memory | Register | None
+
+    def read_target(self, machine: Machine) -> bytes:
+        """The target as it is now; nothing if there is none."""
+        return self.target.read(machine) if self.target is not None else b""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutineResult:
+    """What became of a routine.
+
+    Attributes:
+        before, after: the target.
+        fault: vector of the exception that ended it, or None if it returned.
+        value: what it returned, as a signed number.
+        jiffies: the guest's tick counter before and after.
+        instructions: executed by the machine meanwhile.
+        events: that the tool was sent meanwhile.
+    """
+
+    routine: Routine
+    before: bytes
+    after: bytes
+    fault: int | None
+    value: int
+    jiffies: tuple[int, int]
+    instructions: int
+    events: int
+
+    @property
+    def changed(self) -> bool:
+        """Whether the target isn't what it was."""
+        return self.before != self.after
+
+
+class Run:
+    """A routine that the guest has been asked for.
+
+    Raises:
+        ValueError: another one isn't finished yet.
+    """
+
+    def __init__(self, machine: Machine, routine: Routine) -> None:
+        if machine.read_int("routine_request"):
+            raise ValueError("the guest is busy with another routine")
+        self.routine = routine
+        self._machine = machine
+        self._before = routine.read_target(machine)
+        self._done = machine.read_int("routine_done")
+        self._jiffies = machine.read_int("jiffies")
+        self._instructions = machine.instructions
+        self._events = machine.events_sent
+        machine.write_int("routine_request", machine.symbol(routine.symbol))
+        machine.kick()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the guest is through with it."""
+        return self._machine.read_int("routine_done") != self._done
+
+    def result(self) -> RoutineResult:
+        """What has become of it so far; final once it is `finished`."""
+        machine = self._machine
+        fault = machine.read_int("routine_fault")
+        value = machine.read_int("routine_result")
+        return RoutineResult(
+            routine=self.routine,
+            before=self._before,
+            after=self.routine.read_target(machine),
+            fault=None if fault == _NO_FAULT else fault,
+            value=value - (1 << 64) if value >> 63 else value,
+            jiffies=(self._jiffies, machine.read_int("jiffies")),
+            instructions=machine.instructions - self._instructions,
+            events=machine.events_sent - self._events,
+        )
+
+
+def _attack(name: str, what: str, target: Memory | Register) -> Routine:
+    return Routine(name, f"attack_{name.replace('-', '_')}", Kind.ATTACK, what, target)
+
+
+def _act(name: str, what: str, target: Memory | Register | None) -> Routine:
+    return Routine(name, f"act_{name.replace('-', '_')}", Kind.ACT, what, target)
+
+
+_LSTAR: Final = 0xC000_0082
+
+ROUTINES: Final[Mapping[str, Routine]] = {
+    routine.name: routine
+    for routine in (
+        _attack(
+            "inline-hook", "a jump over the first instructions of schedule, in one store", Memory("schedule", 5, 8)
+        ),
+        _attack("syscall-hook", "getpid's entry, by an alias in the direct map", Memory("sys_call_table", 39 * 8, 8)),
+        _attack("straddle", "eight bytes that begin four before the guarded object", Memory("guarded_object", -4, 8)),
+        _attack("rep-movs", "thirty-two bytes of kernel text, by a string store", Memory("kernel_power_off", 8, 32)),
+        _attack("xchg", "fork's entry, by a locked exchange", Memory("sys_call_table", 57 * 8, 8)),
+        _attack("idt-entry", "the gate of int 0x80, in one store", Memory("idt_table", 0x80 * 16, 16)),
+        _attack("wp-clear", "kill's entry, with CR0.WP off meanwhile", Memory("sys_call_table", 62 * 8, 8)),
+        _attack("smep-clear", "SMEP and SMAP off in CR4", Register("cr4")),
+        _attack("lstar", "another entry for system calls", Register("lstar", _LSTAR)),
+        _attack("idtr", "another interrupt descriptor table", Register("idtr")),
+        _attack("execute", "code that the kernel keeps as data", Memory("data_code_runs", 0, 8)),
+        _attack("read", "the guarded object into a buffer of the module's", Memory("evil_loot", 0, 8)),
+        _attack("cmpxchg16b", "sixteen bytes that KVM's emulator can't write", Memory("guarded_object", 8, 16)),
+        _attack("pop", "a value popped into the guarded object", Memory("guarded_object", 24, 8)),
+        _act("patch", "a static key, by __text_poke", Memory("jump_label_site", 5, 5)),
+        _act("neighbour", "a store next to the guarded object", Memory("neighbour_after", 0, 8)),
+        _act("hypercall", "the hypercall that KVMI reports, 34/24", None),
+        _act("hypercall-other", "a hypercall that is none of KVMI's", None),
+        _act("int3", "a breakpoint", Memory("fault_count", 3 * 8, 8)),
+        _act("cpuid", "CPUID leaf 0", None),
+        _act("reload-cr3", "CR3 with the value it has", None),
+        _act("reload-idt", "IDTR with the value it has", None),
+        _act("read-gdtr", "GDTR into memory", Memory("saved_gdt_descr", 0, 10)),
+        _act("xsetbv", "SSE on in XCR0", Register("xcr0")),
+    )
+}
+"""By name, in the order of a tour."""

@@ -1,0 +1,145 @@
+"""Events from the guest's vCPUs: the hot path, the judgement, and those that aren't for the policy.
+
+The common case, a page fault whose verdict is known from its address alone, is answered in one look-up; everything else
+runs as a procedure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from policyc.catalog import EVENTS, LEGALITY, Access, Column, EffectKind
+from policyc.kvmi import (
+    Action,
+    Event,
+    EventKind,
+)
+from policyc.plan.model import Effect
+from policyc.plan.verdicts import Verdict
+from policyc.runtime.arming import guard_vcpu
+from policyc.runtime.event_keys import key_of
+from policyc.runtime.facts import Examination
+from policyc.runtime.life import on_leave, start
+from policyc.runtime.mechanisms import MECHANISMS, keep_old_value
+from policyc.runtime.procedure import Answer, Emit, Procedure, TimedOutError
+from policyc.runtime.records import StateRecord, VerdictRecord
+from policyc.runtime.state import GUARDING, Phase, State
+from policyc.runtime.steps import (
+    Leave,
+    Output,
+    Reply,
+    Write,
+)
+
+__all__ = ["on_event"]
+
+LET_PASS = Effect(EffectKind.LOG)
+
+
+def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
+    """Answer an event: at once where a look-up is enough, else as a procedure."""
+    state.counters.events += 1
+    bound = state.bound
+    if event.kind is EventKind.PF:
+        verdict = bound.fixed_verdict(event.access, event.gpa)
+        if verdict is not None and (verdict.effect is None or verdict.effect.kind <= EffectKind.LOG):
+            out.append(Reply(event, Action.CONTINUE))
+            if verdict.rules:
+                out.append(Write(VerdictRecord(event, verdict, "let through")))
+            _count(state, verdict)
+            return
+    _OTHERS.get(event.kind, _judge_event)(state, now, event, out)
+
+
+def _count(state: State, verdict: Verdict) -> None:
+    counters = state.counters
+    if verdict.collateral:
+        counters.collateral += 1
+    elif verdict.effect is not None:
+        word = verdict.effect.kind.name.lower()
+        counters.acted[word] = counters.acted.get(word, 0) + 1
+    for index in verdict.exempted:
+        counters.exempted[index] = counters.exempted.get(index, 0) + 1
+
+
+def _judge_event(state: State, now: float, event: Event, out: list[Output]) -> None:
+    start(state, _judge(state, event), now, out)
+
+
+def _judge(state: State, event: Event) -> Procedure[None]:
+    case = Examination(event, state.bound)
+    try:
+        verdict = yield from case.verdict()
+        effect = LET_PASS if state.monitor or verdict.effect is None else verdict.effect
+        done = yield from MECHANISMS[LEGALITY[effect.kind][_column(event)]](case, effect)
+    except TimedOutError as error:
+        yield from _answer_strictly(case)
+        yield Emit(StateRecord(state.phase.value, f"an event was answered strictly: {error}", "high"))
+        return
+    _count(state, verdict)
+    if verdict.rules:
+        text = case.instruction.text if case.instruction is not None else None
+        yield Emit(VerdictRecord(event, verdict, done, case.size, text))
+
+
+def _answer_strictly(case: Examination) -> Procedure[None]:
+    """What can be said without asking the kernel for anything: the old value, or not yet."""
+    if case.event.kind in (EventKind.CR, EventKind.MSR):
+        yield from keep_old_value(case, LET_PASS)
+    else:
+        yield Answer(case.event, Action.RETRY if Action.RETRY in case.event.actions else Action.CONTINUE)
+
+
+def _column(event: Event) -> Column:
+    if event.kind is EventKind.PF:
+        return Column.WRITE if int(event.access) & Access.W else Column.READ_EXECUTE
+    return EVENTS[key_of(event).word].column
+
+
+def _on_pause(state: State, now: float, event: Event, out: list[Output]) -> None:
+    """Stand still for arming; later, it is a vCPU that has just been started."""
+    if state.phase is Phase.BINDING:
+        state.scheduler.hold(event, now, out)
+    else:
+        _welcome_vcpu(state, now, event, out)
+
+
+def _welcome_vcpu(state: State, now: float, event: Event, out: list[Output]) -> None:
+    """A vCPU before its first instruction: give it the plan's events, then let it run."""
+    start(state, _guard(state, event), now, out)
+
+
+def _guard(state: State, event: Event) -> Procedure[None]:
+    if state.phase in GUARDING:
+        try:
+            refused = yield from guard_vcpu(state.plan, event.vcpu)
+        except TimedOutError as error:
+            refused = (str(error),)
+        if refused:
+            fact = f"vCPU {event.vcpu} isn't guarded: {'; '.join(refused)}"
+            state.phase = Phase.DEGRADED
+            yield Emit(StateRecord(Phase.DEGRADED.value, fact, "critical"))
+    yield Answer(event, Action.CONTINUE)
+
+
+def _on_trap(state: State, now: float, event: Event, out: list[Output]) -> None:
+    """The kernel confirms what it delivered; if that wasn't ours, the access comes back by itself."""
+    out.append(Reply(event, Action.CONTINUE))
+
+
+def _on_unhook(state: State, now: float, event: Event, out: list[Output]) -> None:
+    on_leave(state, now, Leave("the VMM asks to be let go"), out)
+
+
+def _on_command_error(state: State, now: float, event: Event, out: list[Output]) -> None:
+    out.append(Write(StateRecord(state.phase.value, f"a command failed unseen: {event.data}", "high")))
+
+
+_OTHERS: Mapping[EventKind, Callable[[State, float, Event, list[Output]], None]] = {
+    EventKind.PAUSE: _on_pause,
+    EventKind.CREATE_VCPU: _welcome_vcpu,
+    EventKind.TRAP: _on_trap,
+    EventKind.UNHOOK: _on_unhook,
+    EventKind.CMD_ERROR: _on_command_error,
+}
+"""The events that aren't for the policy, or not only; every other kind is judged."""

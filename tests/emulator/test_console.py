@@ -1,0 +1,173 @@
+"""Lines in and out of the console."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+
+import pytest
+
+from policyc.emulator.console import COMMANDS, Console, ConsoleError, parse
+from policyc.emulator.console_input import ConsoleInput
+from policyc.emulator.machine import Machine
+from policyc.emulator.routines import ROUTINES
+from policyc.emulator.script import Script
+
+
+@pytest.mark.parametrize("line", ["", "   ", "# a comment", "  # another"])
+def test_nothing_to_do(line: str) -> None:
+    assert parse(line) is None
+
+
+def test_commands_and_routines() -> None:
+    for word in COMMANDS:
+        if word not in ("attack", "act"):
+            command = parse(f" {word}  # now")
+            assert command is not None
+            assert (command.word, command.routine) == (word, None)
+    for name, routine in ROUTINES.items():
+        command = parse(f"{routine.kind.value} {name}")
+        assert command is not None
+        assert command.routine is routine
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("attak straddle", "no such command: 'attak'; did you mean attack?"),
+        ("attack stradle", "no such attack: 'stradle'; did you mean straddle?"),
+        ("act straddle", "no such act: 'straddle'; there are patch, neighbour, hypercall, hypercall-other, int3, cpuid, "
+         "reload-cr3, reload-idt, read-gdtr, xsetbv"),
+        ("act", "`act` takes one name: patch, neighbour, hypercall, hypercall-other, int3, cpuid, reload-cr3, "
+         "reload-idt, read-gdtr, xsetbv"),
+        ("quit now", "`quit` takes nothing after it"),
+        ("x" * 2000, "a line has at most 1024 characters"),
+        ("\x1b[31mhi", "no such command: '\\x1b[31mhi'; there are " + ", ".join(COMMANDS)),
+    ],
+)  # fmt: skip
+def test_lines_that_are_not_understood(line: str, message: str) -> None:
+    with pytest.raises(ConsoleError) as caught:
+        parse(line)
+    assert str(caught.value) == message
+
+
+def run(name: str, *, as_json: bool) -> str:
+    out = io.StringIO()
+    Console(out, as_json=as_json).result(Machine.boot().run_routine(name))
+    return out.getvalue()
+
+
+def test_a_result_in_words() -> None:
+    assert run("straddle", as_json=False) == (
+        "attack straddle: changed, guarded_object-0x4 aaaaaaaa04000000 -> 0141414141414141, returned, 0 events, "
+        "167 instructions\n"
+    )
+    assert run("hypercall", as_json=False) == "act hypercall: done, returned, 0 events, 157 instructions\n"
+
+
+def test_a_result_for_programs() -> None:
+    assert json.loads(run("straddle", as_json=True)) == {
+        "kind": "attack",
+        "name": "straddle",
+        "outcome": "changed",
+        "target": "guarded_object-0x4",
+        "before": "aaaaaaaa04000000",
+        "after": "0141414141414141",
+        "fault": None,
+        "returned": 0,
+        "jiffies": [0, 0],
+        "instructions": 167,
+        "events": 0,
+    }
+
+
+def script(lines: list[str], attacks: tuple[str, ...] = ()) -> tuple[list[dict[str, object]], list[str]]:
+    """What is written, and which commands are handed back, until nothing is left to do."""
+    out = io.StringIO()
+    machine = Machine.boot()
+    made = Script(attacks, Console(out, as_json=True))
+    for line in lines:
+        made.take(line)
+    made.release()
+    handed = []
+    for _ in range(200):
+        command = made.advance(machine, 0.0)
+        if command is not None:
+            handed.append(command.word)
+        machine.run_until_idle()
+        if made.exhausted:
+            break
+    assert made.exhausted
+    return [json.loads(line) for line in out.getvalue().splitlines()], handed
+
+
+def test_without_any_wish_everything_is_shown_once() -> None:
+    written, _ = script([])
+    assert [line["name"] for line in written] == list(ROUTINES)
+    unchanged = {line["name"] for line in written if line["outcome"] == "unchanged"}
+    assert unchanged == set()
+
+
+def test_what_was_asked_for_comes_in_order() -> None:
+    written, _ = script([], ("xchg", "straddle", "xchg"))
+    assert [(line["name"], line["outcome"]) for line in written] == [
+        ("xchg", "changed"),
+        ("straddle", "changed"),
+        ("xchg", "unchanged"),
+    ]
+
+
+def test_lines_are_obeyed_in_order_and_there_is_no_tour() -> None:
+    written, handed = script(["status", "attack straddle", "nonsense", "act patch", "", "help"])
+    assert [(line["kind"], line.get("name")) for line in written] == [
+        ("attack", "straddle"),
+        ("error", None),
+        ("act", "patch"),
+    ]
+    assert handed == ["status", "help"]
+
+
+def test_a_line_waits_for_the_routine_before_it_but_not_for_ever() -> None:
+    out = io.StringIO()
+    machine = Machine.boot()
+    made = Script((), Console(out, as_json=True))
+    made.take("attack straddle")
+    made.take("status")
+    assert made.advance(machine, 10.0) is None
+    machine.stopped = True
+    assert made.advance(machine, 10.5) is None
+    late = made.advance(machine, 11.5)
+    assert late is not None
+    assert late.word == "status"
+    made.forget("the machine was reset")
+    assert json.loads(out.getvalue()) == {
+        "kind": "attack",
+        "name": "straddle",
+        "outcome": "lost",
+        "reason": "the machine was reset",
+    }
+
+
+def test_lines_come_from_a_stream_in_memory_at_once() -> None:
+    made = ConsoleInput(io.StringIO("one\ntwo"))
+    assert (list(made.lines()), made.ended, made.descriptor) == (["one", "two"], True, None)
+
+
+def test_lines_come_from_a_pipe_as_they_are_written() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as stream:
+        made = ConsoleInput(stream)
+        assert made.descriptor == reader
+        os.write(writer, b"one\ntw")
+        made.read()
+        assert list(made.lines()) == ["one"]
+        os.write(writer, b"o\n\xff\n" + b"x" * 5000)
+        for _ in range(3):
+            made.read()
+        assert [line[:3] for line in made.lines()] == ["two", "\N{REPLACEMENT CHARACTER}", "xxx"]
+        os.close(writer)
+        while not made.ended:
+            made.read()
+        made.read()
+        assert [set(line) for line in made.lines()] in ([{"x"}], [set()])

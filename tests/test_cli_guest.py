@@ -1,0 +1,240 @@
+"""`policyc guest`: the guest alone, and at the other end of `policyc run`, each a process as users start them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from policyc.emulator.image import small_system_map
+from policyc.emulator.routines import ROUTINES
+from policyc.guest.readers import build_profile
+from policyc.guest.store import load
+from tests.support.policyc_command import Ran, call_policyc, run_policyc
+
+POLICY = """\
+policy "small"
+for linux x86_64
+
+text: deny write to kernel .text
+rodata: deny write to kernel .rodata
+call: on hypercall 34/24 log
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the guest's profile, and a plan for it."""
+    (tmp_path / "small.policy").write_text(POLICY)
+    made = call_policyc("guest", "profile", "-o", "small.profile", cwd=tmp_path)
+    assert made == Ran(0, "", "small.profile: the profile of the small guest's kernel\n")
+    compile = ("compile", "small.policy", "--profile", "small.profile", "-o", "plan.json")
+    assert call_policyc(*compile, cwd=tmp_path).code == 0
+    return tmp_path
+
+
+# ---- what needs no guest
+
+
+def test_profile__is_that_of_the_kernel(folder: Path) -> None:
+    assert load(folder / "small.profile") == build_profile(small_system_map().encode())
+    written = run_policyc("guest", "profile", "-o", "-", cwd=folder)
+    assert written == Ran(0, (folder / "small.profile").read_text(), "")
+
+
+def test_attacks__lists_them_all(tmp_path: Path) -> None:
+    ran = call_policyc("guest", "attacks", cwd=tmp_path)
+    assert (ran.code, ran.err) == (0, "")
+    shown = [line.split(maxsplit=2) for line in ran.out.splitlines()]
+    assert shown == [[routine.kind.value, name, routine.what] for name, routine in ROUTINES.items()]
+
+
+def test_attacks__as_json(tmp_path: Path) -> None:
+    listed = json.loads(call_policyc("guest", "attacks", "--format", "json", cwd=tmp_path).out)["routines"]
+    assert [routine["name"] for routine in listed] == [*ROUTINES]
+    assert listed[0] == {
+        "kind": "attack",
+        "name": "inline-hook",
+        "what": ROUTINES["inline-hook"].what,
+        "target": "schedule+0x5",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--attack", "syscal-hook"],
+            "error: the guest knows no attack or act `syscal-hook`\n  help: did you mean `syscall-hook`?\n",
+        ),
+        (
+            ["--attack", "zzz"],
+            "error: the guest knows no attack or act `zzz`\n  help: `policyc guest attacks` lists what there is\n",
+        ),
+        (["--cookie-file", "missing"], "error: `missing`: no such file or directory\n"),
+    ],
+)
+def test_run__refuses(tmp_path: Path, arguments: list[str], said: str) -> None:
+    assert call_policyc("guest", "run", *arguments, cwd=tmp_path) == Ran(2, "", said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--slide", "far"], "`far` is neither `random` nor a number such as 0x200000"),
+        (["--slide", "0x1000"], "`0x1000` is no multiple of 0x200000 from 0 to 0x3e000000"),
+        (["--dialect", "v6"], "'v6' is not one of 'v7', 'v12'"),
+        (["--ram", "1"], "1 is not in the range"),
+        (["--tick", "nan"], "nan is not a number of seconds"),
+        (["--tick", "0"], "0.0 is not in the range"),
+    ],
+)
+def test_run__usage(tmp_path: Path, arguments: list[str], said: str) -> None:
+    ran = call_policyc("guest", "run", *arguments, cwd=tmp_path)
+    assert (ran.code, ran.out) == (2, "")
+    assert said in ran.err
+
+
+def test_run__without_the_engine(tmp_path: Path) -> None:
+    """The engine is an optional extra; without it everything else of `guest` works."""
+    program = "import sys; sys.modules['unicorn'] = None; from policyc.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "guest"]
+    ran = subprocess.run([*command, "run"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (
+        2,
+        "",
+        "error: the guest needs the Unicorn engine, which isn't installed\n  help: pip install 'policyc[guest]'\n",
+    )
+    subprocess.run([*command, "attacks"], cwd=tmp_path, stdout=subprocess.DEVNULL, timeout=60, check=True)
+
+
+# ---- the guest alone
+
+
+def test_run__obeys_its_console(tmp_path: Path) -> None:
+    """Without a tool nothing stops an attack."""
+    ran = call_policyc("guest", "run", "--json", cwd=tmp_path, input="attack syscall-hook\nquit\n")
+    assert (ran.code, ran.err) == (0, "")
+    (attack,) = (said for said in map(json.loads, ran.out.splitlines()) if said["kind"] == "attack")
+    assert (attack["name"], attack["outcome"], attack["events"]) == ("syscall-hook", "changed", 0)
+
+
+# ---- the guest and the tool
+
+
+@dataclass
+class Pair:
+    """`policyc run` on the plan, and guests that connect to it."""
+
+    folder: Path
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "policyc", *arguments],
+            cwd=self.folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def tool(self, *arguments: str) -> subprocess.Popen[str]:
+        """Returns once it listens."""
+        process = self.start("run", "plan.json", "--socket", "s", "--format", "json", *arguments)
+        until(process, "state", "LISTENING")
+        return process
+
+    def guest(self, *arguments: str) -> subprocess.Popen[str]:
+        return self.start("guest", "run", "--socket", "s", "--json", *arguments)
+
+
+def until(process: subprocess.Popen[str], key: str, value: str) -> list[dict[str, object]]:
+    """The lines that `process` writes, up to the first that has `value` under `key`."""
+    assert process.stdout is not None
+    seen: list[dict[str, object]] = []
+    for line in process.stdout:
+        seen.append(json.loads(line))
+        if seen[-1].get(key) == value:
+            return seen
+    raise AssertionError(f"{process.args!r} ended before {key} was {value}; it wrote {seen}")
+
+
+@pytest.fixture
+def pair(folder: Path) -> Iterator[Pair]:
+    pair = Pair(folder)
+    yield pair
+    for process in pair.processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("dialect", ["v7", "v12"])
+def test_run_and_guest__attacks_are_stopped_and_recorded(pair: Pair, dialect: str) -> None:
+    tool = pair.tool("--once", "--audit", "audit.ndjson")
+    wanted = ("inline-hook", "syscall-hook", "hypercall")
+    attacks = [word for name in wanted for word in ("--attack", name)]
+    guest = pair.guest("--dialect", dialect, "--slide", "random", *attacks, "--once")
+    said, complained = guest.communicate(timeout=60)
+    recorded, _ = tool.communicate(timeout=60)
+
+    outcomes = {line["name"]: line["outcome"] for line in map(json.loads, said.splitlines()) if "outcome" in line}
+    assert outcomes == {"inline-hook": "unchanged", "syscall-hook": "unchanged", "hypercall": "done"}
+    verdicts = [line for line in map(json.loads, recorded.splitlines()) if line["kind"] == "verdict"]
+    assert [(line["rules"][0]["rule"], line["effect"]) for line in verdicts] == [
+        ("text", "deny"),
+        ("rodata", "deny"),
+        ("call", "log"),
+    ]
+    # The guest went away while it was guarded: the tool can't know that this was meant well.
+    assert (guest.returncode, tool.returncode, complained) == (0, 5, "")
+    assert len((pair.folder / "audit.ndjson").read_text().splitlines()) == len(recorded.splitlines()) + 1
+
+
+def test_run_and_guest__monitor_lets_everything_through(pair: Pair) -> None:
+    tool = pair.tool("--once", "--monitor")
+    guest = pair.guest("--attack", "syscall-hook", "--once")
+    said, _ = guest.communicate(timeout=60)
+    recorded, _ = tool.communicate(timeout=60)
+    (attack,) = (line for line in map(json.loads, said.splitlines()) if line["kind"] == "attack")
+    (verdict,) = (line for line in map(json.loads, recorded.splitlines()) if line["kind"] == "verdict")
+    assert (attack["outcome"], verdict["would"], verdict["done"]) == ("changed", "deny", "let through")
+
+
+def test_run__lets_the_guest_go_when_told_to(pair: Pair) -> None:
+    """After SIGTERM the guest runs on, unguarded, and both say so."""
+    tool = pair.tool()
+    guest = pair.guest("--reconnect", "60", "--no-tour")
+    until(tool, "state", "ARMED")
+    tool.send_signal(signal.SIGTERM)
+    assert (tool.wait(timeout=60), (pair.folder / "s").exists()) == (0, False)
+    said, _ = guest.communicate("attack xchg\nquit\n", timeout=60)
+    attack = [line for line in map(json.loads, said.splitlines()) if line.get("name") == "xchg"][-1]
+    assert attack["outcome"] == "changed"
+
+
+def test_run__a_plan_for_another_kernel_is_refused(pair: Pair) -> None:
+    """The guest goes on as if nobody had asked, and the exit code says that it isn't guarded."""
+    table = small_system_map().replace(" T schedule\n", " T renamed\n")
+    moved = "".join(
+        f"{int(line[:16], 16) + (0x10 if 'asm_exc' in line or 'entry_SYSCALL_64' in line else 0):016x}{line[16:]}"
+        for line in table.splitlines(keepends=True)
+    )
+    (pair.folder / "other.map").write_text(moved)
+    built = call_policyc("profile", "build", "other.map", "-o", "other.profile", cwd=pair.folder)
+    assert built.code == 0
+    compile = ("compile", "small.policy", "--profile", "other.profile", "-o", "plan.json")
+    assert call_policyc(*compile, cwd=pair.folder).code == 0
+    tool = pair.tool("--once")
+    pair.guest("--reconnect", "60", "--no-tour")
+    recorded, _ = tool.communicate(timeout=60)
+    assert tool.returncode == 4
+    assert "REFUSED" in recorded
