@@ -24,11 +24,13 @@ __all__ = [
     "EVENTS",
     "FIELDS",
     "LEGALITY",
+    "MAX_RATE",
     "MODES",
     "MSRS",
     "MSR_RANGES",
     "NOT_EVENTS",
     "PLAIN_EFFECT_WORDS",
+    "RATE_SECONDS",
     "SEVERITIES",
     "TARGETS",
     "VECTORS",
@@ -456,6 +458,10 @@ FIELDS: Mapping[str, FieldSpec] = MappingProxyType(
 )
 
 SEVERITIES: tuple[str, ...] = ("info", "low", "medium", "high", "critical")
+RATE_SECONDS: Mapping[str, int] = MappingProxyType({"second": 1, "minute": 60, "hour": 3600})
+MAX_RATE = 10_000
+"""Records that `at most N per …` may let through: a rule that writes more isn't thinned."""
+
 MODES: tuple[str, ...] = ("monitor", "enforce")
 MECHANISM_WORDS: Mapping[str, EffectKind] = MappingProxyType({"skip": EffectKind.SKIP, "fault": EffectKind.FAULT})
 """`by skip` and `by fault`: what they turn a `deny` into."""

@@ -65,6 +65,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "policies").mkdir()
     for name in ("kernel.policy", "policies/kernel.policy"):
         (tmp_path / name).write_text(POLICY)
+    compiled = call_policyc("compile", "policies", "--profile", "kernel.profile", "-o", "plan.json", cwd=tmp_path)
+    assert compiled.code == 0, compiled.err
     return tmp_path
 
 

@@ -212,7 +212,7 @@ def test_run_and_guest__monitor_lets_everything_through(pair: Pair) -> None:
 def test_run__lets_the_guest_go_when_told_to(pair: Pair) -> None:
     """After SIGTERM the guest runs on, unguarded, and both say so."""
     tool = pair.tool()
-    guest = pair.guest("--reconnect", "60", "--no-tour")
+    guest = pair.guest("--reconnect", "60", "--attack", "hypercall")
     until(tool, "state", "ARMED")
     tool.send_signal(signal.SIGTERM)
     assert (tool.wait(timeout=60), (pair.folder / "s").exists()) == (0, False)
@@ -234,7 +234,7 @@ def test_run__a_plan_for_another_kernel_is_refused(pair: Pair) -> None:
     compile = ("compile", "small.policy", "--profile", "other.profile", "-o", "plan.json")
     assert call_policyc(*compile, cwd=pair.folder).code == 0
     tool = pair.tool("--once")
-    pair.guest("--reconnect", "60", "--no-tour")
+    pair.guest("--reconnect", "60")
     recorded, _ = tool.communicate(timeout=60)
     assert tool.returncode == 4
     assert "REFUSED" in recorded

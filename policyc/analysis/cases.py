@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from policyc.analysis.probes import Asked, Probe, TooManyProbesError, probes_of
-from policyc.analysis.reasons import mildest
+from policyc.analysis.reasons import mildest, missing_fields
 from policyc.catalog import EffectKind
 from policyc.compiler.resolved import ResolvedCase, ResolvedTest
 from policyc.diagnostics import Source
@@ -162,7 +162,8 @@ def _answer(probe: Probe, asked: Asked, tables: Tables) -> Answer:
     if not probe.fields.missed:
         return Answer(probe, asked, verdict, verdict.would)
     mild = _decided(tables.mildest, asked).would
-    missing = tuple(sorted(probe.fields.missed)) if mild != verdict.would else ()
+    missed = frozenset(probe.fields.missed)
+    missing = missing_fields(tables.verdicts, asked, missed) if mild != verdict.would else ()
     return Answer(probe, asked, verdict, mild, missing)
 
 

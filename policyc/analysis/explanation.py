@@ -30,6 +30,9 @@ from policyc.plan.verdicts import MemoryAccess
 __all__ = ["Explanation", "Part", "Role", "explain", "on_the_wire"]
 
 
+_VECTOR_WORDS = {number: word for word, number in VECTORS.items()}
+
+
 class Role(Enum):
     """What a rule has to do with a verdict."""
 
@@ -118,7 +121,9 @@ def _mechanism(column: Column, key: EventKey | None, effect: Effect | None, dial
     mechanism = LEGALITY[effect.kind][column]
     text = mechanism.value
     if mechanism in (Mechanism.FAULT, Mechanism.FAULT_UNTIL_TRAP):
-        text += f", #{_VECTORS[effect.argument].upper()}"
+        # A `deny` that has to be a fault is #GP, as `deny by fault` is.
+        vector = effect.argument if effect.kind is not EffectKind.DENY else VECTORS["gp"]
+        text += f", #{_VECTOR_WORDS.get(vector, str(vector)).upper()}"
     return f"RETRY up to {effect.retries} times, then {text}" if effect.retries else text
 
 
@@ -126,6 +131,3 @@ def _exists(key: EventKey, dialect: str) -> bool:
     if dialect not in EVENTS[key.word].dialects:
         return False
     return key.word != "msr" or any(key.numbers[0] in span for span in MSR_RANGES[dialect])
-
-
-_VECTORS = {number: word for word, number in VECTORS.items()}

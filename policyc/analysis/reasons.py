@@ -6,12 +6,13 @@ one exception at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from enum import Enum
 
 from policyc.analysis.probes import Asked
 from policyc.catalog import Access, EffectKind
+from policyc.plan.conditions import fields_of
 from policyc.plan.evaluation import Fields, Test
 from policyc.plan.model import Plan, Rule
 from policyc.plan.tables import guards_of
@@ -23,6 +24,7 @@ __all__ = [
     "holes_over",
     "lifting",
     "mildest",
+    "missing_fields",
     "strictest_first",
     "table_with",
     "table_without",
@@ -128,6 +130,18 @@ def _settled(test: Test | None, unknown: bool) -> Test | None:
         return unknown if answer is None else answer
 
     return settled
+
+
+def missing_fields(table: VerdictTable, asked: Asked, missed: Collection[str]) -> tuple[str, ...]:
+    """The fields that the conditions which read one of `missed` want and don't get; one unknown hides the next."""
+    conditions = (
+        condition
+        for index in _rules_over(table, asked)
+        for condition in (table.rules[index].when, *(e.when for e in table.rules[index].exemptions))
+        if condition is not None
+    )
+    wanted = {word for fields in map(fields_of, conditions) if fields & set(missed) for word in fields}
+    return tuple(sorted(word for word in wanted if asked.field(word) is None))
 
 
 def _is_lifted(table: VerdictTable, asked: Asked, index: int) -> bool:

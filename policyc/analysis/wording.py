@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from policyc.catalog import ACCESS_WORDS, CONTROL_BITS, EVENTS, MSRS, VECTORS, Access, EffectKind, Parameter
 from policyc.plan.conditions import Condition, text_of
-from policyc.plan.model import Effect, EventKey, Exemption, Plan
+from policyc.plan.model import Effect, EventKey, Exemption, Plan, SourceSpan
 
 __all__ = [
     "access_text",
@@ -16,10 +16,13 @@ __all__ = [
     "exemption_text",
     "rule_place",
     "rule_text",
+    "watch_place",
+    "watch_text",
 ]
 
 _VECTOR_WORDS = {number: word for word, number in VECTORS.items()}
 _MSR_WORDS = {number: word for word, number in MSRS.items()}
+_TIME_UNITS = (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
 _ACCESS_LETTERS = {bit: word for word, bit in ACCESS_WORDS.items()}
 
 
@@ -82,15 +85,31 @@ def exemption_text(plan: Plan, exemption: Exemption) -> str:
     return f"except{origin}{_when(plan, exemption.when)}"
 
 
+def watch_text(plan: Plan, index: int) -> str:
+    """What the watch looks at, and how often."""
+    watch = plan.watches[index]
+    unit, size = next((unit, size) for unit, size in _TIME_UNITS if watch.period % size == 0)
+    restore = " restore" if watch.restore else ""
+    return f"watch {_places(plan, watch.places)} every {watch.period // size}{unit}{restore}"
+
+
 def rule_place(plan: Plan, index: int) -> str:
     """The file and line that the rule was written in."""
-    span = plan.spans[index]
+    return _line(plan, plan.spans[index])
+
+
+def watch_place(plan: Plan, index: int) -> str:
+    """The file and line that the watch was written in."""
+    return _line(plan, plan.watch_spans[index])
+
+
+def count(number: int, noun: str, nouns: str | None = None) -> str:
+    """`1 rule`, `2 rules`; `nouns` where an `s` isn't enough."""
+    return f"{number} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def _line(plan: Plan, span: SourceSpan) -> str:
     return f"{plan.sources[span.file].path}:{span.line}"
-
-
-def count(number: int, noun: str) -> str:
-    """`1 rule`, `2 rules`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _when(plan: Plan, condition: Condition | None) -> str:

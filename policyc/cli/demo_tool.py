@@ -14,6 +14,7 @@ from policyc.plan.model import Plan
 from policyc.runtime.records import JsonObject
 from policyc.runtime.service import Service, ServiceOptions
 from policyc.runtime.session import Session, SessionEnd
+from policyc.runtime.state import State
 
 __all__ = ["WatchedTool"]
 
@@ -93,7 +94,7 @@ class WatchedTool:
         return self._end
 
     @property
-    def _session(self) -> Session:
+    def _session(self) -> Session[State]:
         session = self._service.session
         if session is None:
             raise CommandError(ExitCode.PROTECTION_LOST, "the guest is gone")

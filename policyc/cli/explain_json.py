@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from policyc.analysis.explanation import Explanation, on_the_wire
 from policyc.analysis.page_map import GuardedPages, page_map
-from policyc.analysis.wording import access_text, effect_text, event_text, exemption_text, rule_text
+from policyc.analysis.wording import access_text, effect_text, event_text, exemption_text, rule_text, watch_text
 from policyc.cli.explain_printer import Printer
 from policyc.compiler.resolved import ResolvedCase
+from policyc.plan.model import Rule, SourceSpan, Watch
 from policyc.plan.verdicts import MemoryAccess
 
 __all__ = ["JsonPrinter"]
@@ -26,7 +27,9 @@ class JsonPrinter(Printer):
         return _dumped({"version": 1, "pages": [self._run(run) for run in page_map(self._plan, self._profile)]})
 
     def rules(self) -> str:
-        return _dumped({"version": 1, "rules": [self._rule(index) for index in range(len(self._plan.rules))]})
+        rules = [self._rule(index) for index in range(len(self._plan.rules))]
+        watches = [self._watch(index) for index in range(len(self._plan.watches))]
+        return _dumped({"version": 1, "rules": rules, "watches": watches})
 
     def _answer(self, case: ResolvedCase, one: Explanation, pages: Sequence[GuardedPages]) -> dict[str, object]:
         said, event = one.answer, case.event.key if case.event is not None else None
@@ -70,18 +73,27 @@ class JsonPrinter(Printer):
         }
 
     def _rule(self, index: int) -> dict[str, object]:
-        rule, span = self._plan.rules[index], self._plan.spans[index]
+        rule = self._plan.rules[index]
+        exceptions = [
+            {"text": exemption_text(self._plan, e), "because": e.because, "owner": e.owner, "until": e.until}
+            for e in rule.exemptions
+        ]
+        text = {"policy": self._plan.policies[rule.policy].name, "rule": rule.id, "text": rule_text(self._plan, index)}
+        return {**text, **self._facts(rule, self._plan.spans[index]), "exceptions": exceptions}
+
+    def _watch(self, index: int) -> dict[str, object]:
+        watch = self._plan.watches[index]
+        name = self._plan.policies[watch.policy].name
+        text = {"policy": name, "watch": watch.id, "text": watch_text(self._plan, index)}
+        return {**text, **self._facts(watch, self._plan.watch_spans[index])}
+
+    def _facts(self, stated: Rule | Watch, span: SourceSpan) -> dict[str, object]:
+        limit = stated.record.limit
         return {
-            "policy": self._plan.policies[rule.policy].name,
-            "rule": rule.id,
-            "text": rule_text(self._plan, index),
-            "mode": "enforce" if rule.enforce else "monitor",
-            "severity": rule.record.severity,
-            "bytes": self._bytes_of(rule),
-            "exceptions": [
-                {"text": exemption_text(self._plan, e), "because": e.because, "owner": e.owner, "until": e.until}
-                for e in rule.exemptions
-            ],
+            "mode": "enforce" if stated.enforce else "monitor",
+            "severity": stated.record.severity,
+            "limit": None if limit is None else {"count": limit.count, "per": limit.per},
+            "bytes": self._bytes_of(stated),
             "file": self._plan.sources[span.file].path,
             "line": span.line,
         }

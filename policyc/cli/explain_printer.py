@@ -10,8 +10,9 @@ from policyc.analysis.explanation import Explanation
 from policyc.analysis.page_map import GuardedPages
 from policyc.compiler.resolved import ResolvedCase
 from policyc.guest.profile import Profile
-from policyc.plan.model import Plan, Rule
+from policyc.plan.model import Plan, Rule, Watch
 from policyc.plan.places import Base
+from policyc.plan.sweep import sweep
 from policyc.plan.verdicts import MemoryAccess
 
 __all__ = ["Printer"]
@@ -35,7 +36,7 @@ class Printer(ABC):
 
     @abstractmethod
     def rules(self) -> str:
-        """The rules, and what each comes to."""
+        """The rules and watches, and what each comes to."""
 
     def _address(self, base: Base, address: int) -> str:
         return address_text(base, address, self._profile)
@@ -43,6 +44,8 @@ class Printer(ABC):
     def _pages_under(self, asked: MemoryAccess, pages: Sequence[GuardedPages]) -> GuardedPages | None:
         return next((run for run in pages if run.holds(asked.base, asked.start)), None)
 
-    def _bytes_of(self, rule: Rule) -> int:
-        """Bytes that the rule is about."""
-        return sum(extent.size for place in rule.places for extent in self._plan.places[place].extents or ())
+    def _bytes_of(self, stated: Rule | Watch) -> int:
+        """Bytes that the rule or watch is about."""
+        extents = (extent for place in stated.places for extent in self._plan.places[place].extents or ())
+        pieces = sweep((extent.start, extent.end, int(extent.base)) for extent in extents)
+        return sum((piece.end - piece.start) * len(piece.members) for piece in pieces)

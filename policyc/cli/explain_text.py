@@ -9,13 +9,23 @@ import click
 from policyc.analysis.addresses import extent_text
 from policyc.analysis.explanation import Explanation, Part, on_the_wire
 from policyc.analysis.page_map import GuardedPages, page_map
-from policyc.analysis.wording import access_text, count, effect_text, event_text, exemption_text, rule_place, rule_text
+from policyc.analysis.wording import (
+    access_text,
+    count,
+    effect_text,
+    event_text,
+    exemption_text,
+    rule_place,
+    rule_text,
+    watch_place,
+    watch_text,
+)
 from policyc.catalog import EffectKind
 from policyc.cli.columns import aligned
 from policyc.cli.explain_printer import Printer
 from policyc.compiler.resolved import ResolvedCase
 from policyc.diagnostics import printable
-from policyc.plan.model import Effect, EventKey
+from policyc.plan.model import Effect, EventKey, Rule, Watch
 from policyc.plan.places import Base
 from policyc.plan.verdicts import MemoryAccess
 
@@ -24,10 +34,9 @@ __all__ = ["TextPrinter"]
 MAX_RANGES = 4
 """Ranges that are listed for one verdict; the rest is counted."""
 
-COLLATERAL = (
-    "no rule is about these bytes, but their page is guarded: the event comes, and is let through as collateral"
-)
-UNSEEN = "no rule is about these bytes, and their page isn't guarded: no event comes"
+COLLATERAL = "no rule applies, but the page is guarded: the event comes, and is let through as collateral"
+UNSEEN = "no rule applies, and the page isn't guarded against it: no event comes"
+PHYSICAL = "which frames the places of other rules lie on is known once the plan is armed, and isn't asked here"
 
 
 class TextPrinter(Printer):
@@ -67,11 +76,15 @@ class TextPrinter(Printer):
     def rules(self) -> str:
         lines: list[str] = []
         for number, policy in enumerate(self._plan.policies):
-            indices = [index for index, rule in enumerate(self._plan.rules) if rule.policy == number]
+            rules = [index for index, rule in enumerate(self._plan.rules) if rule.policy == number]
+            watches = [index for index, watch in enumerate(self._plan.watches) if watch.policy == number]
+            counts = [count(len(rules), "rule"), *([count(len(watches), "watch", "watches")] if watches else [])]
             mode = "" if policy.enforce else ", in monitor mode"
-            lines += ["", self._bold(f'policy "{printable(policy.name)}"{mode}: {count(len(indices), "rule")}')]
-            for index in indices:
+            lines += ["", self._bold(f'policy "{printable(policy.name)}"{mode}: {", ".join(counts)}')]
+            for index in rules:
                 lines += ["", *self._rule_lines(index)]
+            for index in watches:
+                lines += ["", *self._watch_lines(index)]
         return "\n".join(lines[1:]) + "\n" if lines else "the plan has no rules\n"
 
     def _rule_lines(self, index: int) -> Iterator[str]:
@@ -83,10 +96,23 @@ class TextPrinter(Printer):
             until = f" until {exemption.until}" if exemption.until is not None else ""
             text = f'{exemption_text(self._plan, exemption)} because "{exemption.because}"{owner}{until}'
             yield f"    {printable(text)}"
-        facts = [f"severity {rule.record.severity}", *([] if rule.enforce else ["mode monitor"])]
-        if rule.event is None:
-            facts.append(f"{count(self._bytes_of(rule), 'byte')}")
-        yield f"    {', '.join(facts)}"
+        yield f"    {self._facts(rule)}"
+
+    def _watch_lines(self, index: int) -> Iterator[str]:
+        watch = self._plan.watches[index]
+        yield f"  {printable(watch.id)}  ({printable(watch_place(self._plan, index))})"
+        yield f"    {printable(watch_text(self._plan, index))}"
+        yield f"    {self._facts(watch)}"
+
+    def _facts(self, stated: Rule | Watch) -> str:
+        limit = stated.record.limit
+        facts = [
+            *([count(self._bytes_of(stated), "byte")] if stated.places else []),
+            f"severity {stated.record.severity}",
+            *([] if stated.enforce else ["mode monitor"]),
+            *([f"at most {count(limit.count, 'record')} per {limit.per}"] if limit is not None else []),
+        ]
+        return ", ".join(facts)
 
     def _neighbour_lines(self, run: GuardedPages) -> Iterator[str]:
         for neighbour in run.neighbours:
@@ -108,6 +134,8 @@ class TextPrinter(Printer):
         told, remark = self._is_told(one, pages)
         if remark is not None:
             yield f"  {remark}"
+        if isinstance(said.asked, MemoryAccess) and said.asked.base is not Base.VIRTUAL:
+            yield f"  {PHYSICAL}"
         if told:
             wire = on_the_wire(said.asked, said.verdict.effect)
             yield from (f"  {line}" for line in aligned([*wire.items()]))
@@ -135,7 +163,7 @@ class TextPrinter(Printer):
         run = self._pages_under(asked, pages)
         told = run is not None and not asked.access & run.run.allowed
         if not verdict.collateral:
-            return told, None if told else "its page isn't guarded: no event comes"
+            return told, None if told else "the page isn't guarded against it: no event comes"
         return told, COLLATERAL if told else UNSEEN
 
     def _part_row(self, part: Part) -> tuple[str, ...]:

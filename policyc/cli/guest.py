@@ -66,7 +66,6 @@ def command() -> None:
     metavar="NAME",
     help="Do this once the tool has armed, can be repeated; see `policyc guest attacks`.",
 )
-@click.option("--tour/--no-tour", default=True, help="Do everything there is once, where no --attack says what.")
 @click.option("--once", is_flag=True, help="End when all of it has been done.")
 @click.option("--settle", type=SECONDS, default=3.0, show_default=True, help="Seconds after which it is done untold.")
 @click.option("--reconnect", type=SECONDS, default=10.0, show_default=True, help="Seconds between two attempts.")
@@ -77,7 +76,13 @@ def command() -> None:
     "--ram", type=click.IntRange(16, MAX_RAM_MIB), default=64, show_default=True, metavar="MIB", help="Its memory."
 )
 @click.option("--tick", type=SECONDS, default=0.01, show_default=True, help="Seconds between two timer interrupts.")
-@click.option("--firmware", is_flag=True, help="Connect before the first instruction, not after the boot.")
+@click.option(
+    "--firmware",
+    type=click.FloatRange(0.0, 3600.0),
+    default=0.0,
+    show_default=True,
+    help="Connect that many seconds before the kernel starts; 0 boots it first.",
+)
 @click.option("--deaf-frames", is_flag=True, help="Miss writes to half of all frames, as deployed v7 kernels do.")
 @click.option("--crash-ignored", is_flag=True, help="Go on after the answer CRASH, as some VMMs do.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of sentences.")
@@ -86,7 +91,6 @@ def run(
     dialect: str,
     slide: str,
     attacks: tuple[str, ...],
-    tour: bool,
     once: bool,
     settle: float,
     reconnect: float,
@@ -95,15 +99,18 @@ def run(
     cpu: str,
     ram: int,
     tick: float,
-    firmware: bool,
+    firmware: float,
     deaf_frames: bool,
     crash_ignored: bool,
     as_json: bool,
 ) -> int:
     """Run the guest until it is told to end.
 
-    It reads lines from standard input, `help` among them, and says what it did. Exit code 1 means that the machine
-    ended by itself: on a fault that nothing handles, or because the tool answered CRASH.
+    It reads lines from standard input, `help` among them, and says what it did. Once the tool has armed, it does what
+    --attack says; without one it does everything there is, unless it has been spoken to.
+
+    Exit code 1 means that the machine ended by itself: on a fault that nothing handles, or because the tool answered
+    CRASH.
     """
     from policyc.emulator.options import GuestOptions
     from policyc.emulator.process import run_guest
@@ -113,7 +120,7 @@ def run(
         raise CommandError(ExitCode.USAGE, fact, help="pip install 'policyc[guest]'")
     for attack in attacks:
         _check_attack(attack)
-    for seconds in (settle, reconnect, tick):
+    for seconds in (settle, reconnect, tick, firmware):
         # Not a number compares as if it were in every range.
         if not isfinite(seconds):
             raise click.BadParameter(f"{seconds} is not a number of seconds")
@@ -131,7 +138,6 @@ def run(
         tick=tick,
         firmware=firmware,
         attacks=attacks,
-        # tour=tour,
         settle=settle,
         once=once,
         json=as_json,

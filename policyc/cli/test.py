@@ -90,15 +90,15 @@ def _compiled(policies: PolicyFiles, profile: Profile, options: CheckOptions) ->
     from policyc.analysis.cases import unit_of
     from policyc.compiler.pipeline import compile_policies
 
-    sources = {source.name: source for source in policies.sources}
     units: list[Unit] = []
     found = [*policies.unreadable]
-    with progress("compiling", len(sources)) as tick:
+    with progress("compiling", len(policies.sources)) as tick:
         for source in policies.sources:
             result = compile_policies([source], profile, options)
             found += (error for error in result.diagnostics if error.severity is Severity.ERROR)
             if result.plan is not None:
-                tests = next(policy.tests for policy in result.policies if policy.source is source)
+                tests = next(policy.tests for policy in result.policies if policy.source.name == source.name)
+                sources = {policy.source.name: policy.source for policy in result.policies}
                 units.append(unit_of(source, result.plan, tests, sources))
             tick()
     return units, policies.as_typed(found)
@@ -137,6 +137,8 @@ def _report(runs: list[Run], coverage: bool, mutate: bool) -> Report:
     from policyc.analysis.report import Report, coverage_of, unnoticed_of
 
     report = Report(tuple(runs), coverage_of(runs) if coverage else None)
+    if mutate and report.failures:
+        click.echo("--mutate takes nothing away while a case fails anyway", err=True)
     if not mutate or report.failures:
         return report
     with progress("mutating", sum(len(parts_of(run.unit.plan)) for run in runs)) as tick:

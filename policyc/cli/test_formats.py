@@ -71,7 +71,7 @@ def _coverage_lines(outcome: Outcome, report: Report) -> Iterator[str]:
     if report.coverage is None:
         return
     done = report.coverage.total - len(report.coverage.missed)
-    yield f"{done} of {count(report.coverage.total, 'rule or exception')} exercised: {report.coverage.percent} %"
+    yield f"{done} of {report.coverage.total} rules and exceptions exercised: {report.coverage.percent} %"
     yield from _part_lines(outcome, "not exercised", report.coverage.missed)
 
 

@@ -22,7 +22,7 @@ from policyc.catalog import (
     legal_effects,
 )
 from policyc.compiler.resolved import ResolvedCase, ResolvedPlace, ResolvedPolicy, ResolvedRule
-from policyc.diagnostics import Diagnostic, Span
+from policyc.diagnostics import Diagnostic
 from policyc.plan.pages import hold
 from policyc.plan.places import Base, SymbolPlace
 from policyc.plan.sweep import sweep
@@ -115,7 +115,7 @@ def field_exists_in_target(policies: Sequence[ResolvedPolicy], options: CheckOpt
     """Some events carry a field in one dialect alone."""
     for rule in _rules(policies):
         columns = {rule.event.column} if rule.event is not None else column_of_access(rule.access)
-        for word, span in _fields(rule):
+        for word, span in (field for when in rule.conditions for field in when.used):
             for column in columns:
                 only = FIELDS[word].dialects.get(column, TARGETS)
                 missing = [dialect for dialect in options.dialects if dialect not in only]
@@ -126,12 +126,6 @@ def field_exists_in_target(policies: Sequence[ResolvedPolicy], options: CheckOpt
                         span,
                         f"compile with `--target {only[0]}` if every guest runs it",
                     )
-
-
-def _fields(rule: ResolvedRule) -> Iterator[tuple[str, Span]]:
-    for when in (rule.when, *(exemption.when for exemption in rule.exemptions)):
-        if when is not None:
-            yield from when.used
 
 
 def _msr_fits(rule: ResolvedRule | ResolvedCase, dialect: str) -> bool:

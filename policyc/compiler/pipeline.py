@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policyc.catalog import PLAIN_EFFECT_WORDS
 from policyc.compiler.checks import CheckOptions, run_checks
+from policyc.compiler.imports import Loader, read_files
 from policyc.compiler.landmarks import guest_facts
 from policyc.compiler.lower import lower
 from policyc.compiler.profile_lookup import ProfileLookup
@@ -17,7 +17,6 @@ from policyc.compiler.resolve import resolve_file
 from policyc.compiler.resolved import ResolvedPolicy
 from policyc.diagnostics import Diagnostic, Source, has_errors, sort_diagnostics
 from policyc.guest.profile import Profile
-from policyc.lang.parse import parse
 from policyc.plan.model import Plan
 
 __all__ = ["CompileResult", "compile_policies"]
@@ -44,23 +43,26 @@ class CompileResult:
 
 
 def compile_policies(
-    sources: Sequence[Source], profile: Profile | None, options: CheckOptions | None = None
+    sources: Sequence[Source],
+    profile: Profile | None,
+    options: CheckOptions | None = None,
+    load: Loader | None = None,
 ) -> CompileResult:
-    """Compile policy files into one plan.
+    """Compile policy files, and what they import, into one plan.
 
     Args:
         sources: the files; their names become the plan's source paths.
         profile: of the guest's kernel. Without one, names are checked but not places, and there is no plan.
         options: the dialect and processor that everything must be legal on; any by default.
+        load: reads what is imported; without it, an import is an error.
     """
     options = options or CheckOptions()
-    parsed = [parse(source, PLAIN_EFFECT_WORDS) for source in sources]
-    found = [diagnostic for _, diagnostics in parsed for diagnostic in diagnostics]
+    files, found = read_files(sources, load)
     if has_errors(found):
         return _result(None, found)
 
     lookup = ProfileLookup(profile) if profile is not None else None
-    resolved = [resolve_file(file, lookup) for file, _ in parsed if file is not None]
+    resolved = [resolve_file(file, lookup) for file in files]
     found.extend(diagnostic for _, diagnostics in resolved for diagnostic in diagnostics)
     if has_errors(found):
         return _result(None, found)
@@ -70,8 +72,8 @@ def compile_policies(
     if has_errors(found) or profile is None:
         return _result(None, found)
 
-    plan, warnings = lower(policies, guest_facts(profile), target=options.target, cpu=options.cpu)
-    return _result(plan, [*found, *warnings], policies)
+    lowered = lower(policies, guest_facts(profile), target=options.target, cpu=options.cpu)
+    return _result(lowered.plan, [*found, *lowered.diagnostics], policies)
 
 
 def _result(plan: Plan | None, found: Sequence[Diagnostic], policies: Sequence[ResolvedPolicy] = ()) -> CompileResult:

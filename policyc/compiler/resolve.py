@@ -6,10 +6,19 @@ finds errors is the last, so nothing is ever made of it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import TypeVar
 
-from policyc.catalog import ACCESS_WORDS, MODES, SEVERITIES, Access, EffectKind, column_of_access
+from policyc.catalog import (
+    ACCESS_WORDS,
+    MAX_RATE,
+    MODES,
+    RATE_SECONDS,
+    SEVERITIES,
+    Access,
+    EffectKind,
+    column_of_access,
+)
 from policyc.compiler.cases import resolve_tests
 from policyc.compiler.conditions import resolve_condition
 from policyc.compiler.effects import apply_mechanism, resolve_effect
@@ -22,10 +31,11 @@ from policyc.compiler.resolved import (
     ResolvedPlace,
     ResolvedPolicy,
     ResolvedRule,
+    ResolvedWatch,
 )
 from policyc.diagnostics import Diagnostic, Span, did_you_mean
 from policyc.lang import ast
-from policyc.plan.model import Effect
+from policyc.plan.model import MAX_PERIOD, MIN_PERIOD, Effect, Rate, Record
 from policyc.plan.places import Lookup
 
 __all__ = ["PLATFORMS", "resolve_file"]
@@ -56,11 +66,9 @@ class _Resolver:
             self._check_platform(header.platform)
         mode = self._word(header.mode, MODES, "mode") if header is not None else None
         enforce = mode != "monitor"
-        for statement in self._file.statements:
-            if isinstance(statement, (ast.Import, ast.Watch)):
-                self._not_yet(type(statement).__name__.lower(), statement.span)
         self._check_labels()
         rules = [self._rule(rule, enforce) for rule in self._file.rules]
+        watches = [self._watch(watch, enforce) for watch in self._file.watches]
         tests = resolve_tests(self._file.tests, self._places, self.diagnostics)
         self.diagnostics.extend(self._places.unused_names())
         return ResolvedPolicy(
@@ -68,6 +76,7 @@ class _Resolver:
             enforce=enforce,
             rules=tuple(rule for rule in rules if rule is not None),
             source=self._file.source,
+            watches=tuple(watch for watch in watches if watch is not None),
             tests=tests,
             only_tests=all(isinstance(said, (ast.Import, ast.Let, ast.Test)) for said in self._file.statements),
         )
@@ -82,8 +91,6 @@ class _Resolver:
             places = self._places.resolve(rule.places)
         else:
             event = self._keep(resolve_event(rule.event))
-        if clauses.limit is not None:
-            self._not_yet("at most", clauses.limit.span)
         scene = Scene(column_of_access(access)) if event is None else Scene(frozenset({event.column}), event.key)
         if clauses.owner is not None:
             self._report("P305", "`owner` belongs to an exception, not to a rule", clauses.owner.span)
@@ -91,7 +98,7 @@ class _Resolver:
         exemptions = tuple(self._exemption(exemption, scene) for exemption in clauses.exemptions)
         origin = self._places.resolve(clauses.origin)
         mode = self._word(clauses.mode, MODES, "mode")
-        severity = self._word(clauses.severity, SEVERITIES, "severity")
+        record = self._record(clauses)
         if effect is None or (event is None and not (access and places)):
             return None
         if effect.kind is EffectKind.ALLOW and clauses.mode is not None:
@@ -109,10 +116,40 @@ class _Resolver:
             exemptions=exemptions,
             overriding=tuple(sorted({text.text for text in clauses.overriding})),
             enforce=enforce if mode is None else mode == "enforce",
-            severity=severity or "medium",
+            record=record,
+            when=when,
+        )
+
+    def _watch(self, watch: ast.Watch, enforce: bool) -> ResolvedWatch | None:
+        clauses = watch.clauses
+        for word, span in _clauses_of_rules(clauses):
+            help = "leave it out: a watch compares bytes, and sees no access"
+            self._report("P305", f"`{word}` means nothing in a watch", span, help)
+        places = self._places.resolve(watch.places)
+        period = watch.period.milliseconds
+        if not MIN_PERIOD <= period <= MAX_PERIOD:
+            fact = f"a watch looks every 100ms to 24h, not every {watch.period.text}"
+            self._report("P302", fact, watch.period.span)
+        mode = self._word(clauses.mode, MODES, "mode")
+        record = self._record(clauses)
+        if not places:
+            return None
+        return ResolvedWatch(
+            label=watch.label.text if watch.label is not None else None,
+            places=places,
+            period=period,
+            span=watch.span,
+            restore_span=watch.restore.span if watch.restore is not None else None,
+            enforce=enforce if mode is None else mode == "enforce",
+            record=record,
+        )
+
+    def _record(self, clauses: ast.Clauses) -> Record:
+        return Record(
+            severity=self._word(clauses.severity, SEVERITIES, "severity") or "medium",
             because=clauses.reason.text if clauses.reason is not None else None,
             tags=tuple(sorted({tag.text for tag in clauses.tags})),
-            when=when,
+            limit=self._limit(clauses.limit),
         )
 
     def _effect(self, rule: ast.Rule) -> Effect | None:
@@ -128,6 +165,15 @@ class _Resolver:
             if name is not None:
                 access |= ACCESS_WORDS[name]
         return access
+
+    def _limit(self, limit: ast.RateLimit | None) -> Rate | None:
+        if limit is None:
+            return None
+        per = self._word(limit.unit, RATE_SECONDS, "unit of time")
+        if not 1 <= limit.count.value <= MAX_RATE:
+            fact = f"`{limit.count.text}` records are not between 1 and {MAX_RATE}"
+            self._report("P302", fact, limit.count.span, "leave `at most` out to have every record")
+        return None if per is None else Rate(limit.count.value, per)
 
     def _condition(self, written: ast.Expression | None, scene: Scene) -> ResolvedCondition | None:
         """The condition; None where there is none, and where the rule's event or access isn't understood."""
@@ -153,15 +199,15 @@ class _Resolver:
 
     def _check_labels(self) -> None:
         first: dict[str, ast.Word] = {}
-        for rule in self._file.rules:
-            if rule.label is None:
+        for statement in (*self._file.rules, *self._file.watches):
+            if statement.label is None:
                 continue
-            earlier = first.setdefault(rule.label.text, rule.label)
-            if earlier is not rule.label:
+            earlier = first.setdefault(statement.label.text, statement.label)
+            if earlier is not statement.label:
                 self._report(
                     "P205",
-                    f"two rules are called `{rule.label.text}`",
-                    rule.label.span,
+                    f"two rules are called `{statement.label.text}`",
+                    statement.label.span,
                     "records name a rule by its label: give the second one another",
                     notes=((earlier.span, "the first one"),),
                 )
@@ -180,9 +226,6 @@ class _Resolver:
         self.diagnostics.extend(found)
         return value
 
-    def _not_yet(self, word: str, span: Span) -> None:
-        self._report("P501", f"`{word}` is understood, but this version can't compile it yet", span)
-
     def _report(
         self,
         code: str,
@@ -192,3 +235,16 @@ class _Resolver:
         notes: tuple[tuple[Span | None, str], ...] = (),
     ) -> None:
         self.diagnostics.append(Diagnostic(code, message, span, help, notes))
+
+
+def _clauses_of_rules(clauses: ast.Clauses) -> Iterator[tuple[str, Span]]:
+    """The clauses that only a rule can have, by their words."""
+    if clauses.origin:
+        yield "from", clauses.origin[0].span.to(clauses.origin[-1].span)
+    for word, part in (("when", clauses.guard), ("by", clauses.mechanism), ("owner", clauses.owner)):
+        if part is not None:
+            yield word, part.span
+    for text in clauses.overriding:
+        yield "overriding", text.span
+    for exemption in clauses.exemptions:
+        yield "except", exemption.span

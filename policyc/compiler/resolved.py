@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from policyc.catalog import Access, Column
 from policyc.diagnostics import Source, Span
 from policyc.plan.conditions import Condition
-from policyc.plan.model import Effect, EventKey
+from policyc.plan.model import Effect, EventKey, Record
 from policyc.plan.places import Place, Resolution
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "ResolvedPolicy",
     "ResolvedRule",
     "ResolvedTest",
+    "ResolvedWatch",
 ]
 
 
@@ -87,15 +88,36 @@ class ResolvedRule:
     exemptions: tuple[ResolvedExemption, ...] = ()
     overriding: tuple[str, ...] = ()
     enforce: bool = True
-    severity: str = "medium"
-    because: str | None = None
-    tags: tuple[str, ...] = ()
+    record: Record = field(default_factory=Record)
     when: ResolvedCondition | None = None
+
+    @property
+    def conditions(self) -> tuple[ResolvedCondition, ...]:
+        """Its own condition and those of its exceptions."""
+        return tuple(when for when in (self.when, *(e.when for e in self.exemptions)) if when is not None)
 
     @property
     def spares_trusted_code_alone(self) -> bool:
         """Whether the rule applies to every access to its places but those by code that an exception names."""
         return not self.origin and self.when is None and all(exemption.code for exemption in self.exemptions)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedWatch:
+    """A watch; `period` in milliseconds, `restore_span` the word `restore` where it is written."""
+
+    label: str | None
+    places: tuple[ResolvedPlace, ...]
+    period: int
+    span: Span = field(compare=False)
+    restore_span: Span | None = field(default=None, compare=False)
+    enforce: bool = True
+    record: Record = field(default_factory=Record)
+
+    @property
+    def restore(self) -> bool:
+        """Whether a change is to be written back."""
+        return self.restore_span is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,4 +168,5 @@ class ResolvedPolicy:
     rules: tuple[ResolvedRule, ...]
     source: Source = field(compare=False)
     tests: tuple[ResolvedTest, ...] = field(default=(), compare=False)
+    watches: tuple[ResolvedWatch, ...] = ()
     only_tests: bool = False

@@ -80,7 +80,7 @@ if TYPE_CHECKING:
     from policyc.emulator.vcpu import Vcpu
     from policyc.kvmi import Dialect
 
-__all__ = ["CommandError", "Differences", "execute"]
+__all__ = ["DIFFERENCES", "CommandError", "Differences", "execute"]
 
 
 class CommandError(Exception):
@@ -105,6 +105,7 @@ class Differences:
         busy_while_stepping: INJECT_EXCEPTION is refused while single-stepping is on.
         breakpoint_again: error for switching BREAKPOINT to what it is already.
         descriptor_on_amd: DESCRIPTOR events can be had on AMD.
+        steps_by_itself: CONTINUE single-steps an instruction that KVM's emulator doesn't know; else the event repeats.
         msr_exits_on_amd: MSR events come on AMD; the v12 series inverts the intercept bit there.
     """
 
@@ -119,6 +120,7 @@ class Differences:
     breakpoint_again: ErrorCode | None
     descriptor_on_amd: bool
     msr_exits_on_amd: bool
+    steps_by_itself: bool
 
 
 DIFFERENCES: Final[Mapping[Dialect, Differences]] = {
@@ -134,6 +136,7 @@ DIFFERENCES: Final[Mapping[Dialect, Differences]] = {
         breakpoint_again=ErrorCode.EOPNOTSUPP,
         descriptor_on_amd=False,
         msr_exits_on_amd=True,
+        steps_by_itself=True,
     ),
     V12: Differences(
         max_message_size=8184,
@@ -147,6 +150,7 @@ DIFFERENCES: Final[Mapping[Dialect, Differences]] = {
         breakpoint_again=None,
         descriptor_on_amd=True,
         msr_exits_on_amd=False,
+        steps_by_itself=False,
     ),
 }
 

@@ -25,6 +25,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "list": "attacks and acts",
     "unhook": "ask the tool to leave, as a VMM does before a migration",
     "reset": "reset the machine: it boots anew and connects again",
+    "boot": "end the firmware's time and start the kernel",
     "stop": "stop the vCPUs; commands to them stay unanswered",
     "cont": "let the vCPUs run again",
     "help": "this list",

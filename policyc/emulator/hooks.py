@@ -19,7 +19,11 @@ PAUSES_MAX: Final = 1002
 
 
 class Tool(Protocol):
-    """The other end of the connection, as a vCPU sees it."""
+    """The other end of the connection, and the kernel in between, as a vCPU sees them."""
+
+    @property
+    def steps_by_itself(self) -> bool:
+        """Whether the kernel single-steps what its emulator doesn't know."""
 
     def report(self, vcpu: Vcpu, kind: EventKind, data: EventData | None) -> None:
         """Send an event; the answer comes through `Vcpu.answer`."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from policyc.emulator.commands import CommandError, execute
+from policyc.emulator.commands import DIFFERENCES, CommandError, execute
 from policyc.emulator.registers import read_state
 from policyc.kvmi import (
     CLOSED,
@@ -88,6 +88,11 @@ class Introspection:
         self._secret = secret
         self._connection = KernelConnection(dialect, len(machine.vcpus))
         self._connection.send_hello(hello)
+
+    @property
+    def steps_by_itself(self) -> bool:
+        """See `Tool`."""
+        return DIFFERENCES[self.dialect].steps_by_itself
 
     @property
     def armed(self) -> bool:

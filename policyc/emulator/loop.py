@@ -59,6 +59,7 @@ class Loop:
         self._heard = time.monotonic()
         self._next_tick = self._heard + options.tick
         self._problem: str | None = None
+        self._firmware_ends: float | None = self._heard + options.firmware if options.firmware else None
         self._stop = False
         self._commands: Mapping[str, Callable[[], None]] = {
             "status": self._status,
@@ -66,6 +67,7 @@ class Loop:
             "help": self._out.help,
             "unhook": self._unhook,
             "reset": self._reset,
+            "boot": self._boot,
             "stop": self._pause_machine,
             "cont": self._continue_machine,
             "quit": self._quit,
@@ -123,7 +125,14 @@ class Loop:
         create = Machine if options.firmware else Machine.boot
         return create(slide=slide, ram=options.ram_mib << 20, cpu=options.cpu)
 
+    def _boot(self) -> None:
+        if self._firmware_ends is not None:
+            self._firmware_ends = None
+            self._machine.power_on()
+
     def _tick(self, now: float) -> None:
+        if self._firmware_ends is not None and now >= self._firmware_ends:
+            self._boot()
         if now < self._next_tick:
             return
         self._machine.tick()
@@ -259,6 +268,8 @@ class Loop:
         self._script.forget("the machine was reset")
         self._machine = self._new_machine()
         self._started = int(time.time())
+        if self._options.firmware:
+            self._firmware_ends = time.monotonic() + self._options.firmware
 
     def _pause_machine(self) -> None:
         self._machine.stopped = True

@@ -36,7 +36,7 @@ class MachineError(Exception):
 
 
 class Machine:
-    """A machine with the small guest loaded and not yet started.
+    """A machine with the small guest loaded, and its firmware waiting in HLT until `power_on`.
 
     Attributes:
         memory: RAM.
@@ -64,6 +64,7 @@ class Machine:
         state = load(self.image, self.memory, slide, load_gpa)
         self.vcpus = [Vcpu(0, self.memory, cpu)]
         self.vcpus[0].start(state)
+        self.vcpus[0].halted = True
         self.crashed: str | None = None
         self.stopped = False
         self.ticks = 0
@@ -84,6 +85,7 @@ class Machine:
             MachineError: it didn't get there.
         """
         machine = cls(slide=slide, load_gpa=load_gpa, ram=ram, cpu=cpu)
+        machine.power_on()
         for _ in range(_BOOT_SLICES):
             machine.run()
             if machine.idle:
@@ -91,6 +93,10 @@ class Machine:
         if not machine.booted:
             raise MachineError(f"the guest didn't boot: {machine.failure or 'it never came to its idle loop'}")
         return machine
+
+    def power_on(self) -> None:
+        """Let the kernel's first instruction be next."""
+        self.vcpus[0].halted = False
 
     @property
     def booted(self) -> bool:

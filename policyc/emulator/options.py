@@ -28,7 +28,7 @@ class GuestOptions:
         ram_mib: RAM in MiB.
         cpu: "intel" or "amd".
         tick: seconds between timer interrupts.
-        firmware: connect before the first instruction instead of after the boot.
+        firmware: seconds that the machine spends before its kernel starts; 0 boots the kernel before connecting.
         attacks: names to run once the tool has armed; none of them is a tour of everything.
         settle: seconds after which they run without a tool, or with one that arms nothing.
         once: end when they have been run.
@@ -47,7 +47,7 @@ class GuestOptions:
     ram_mib: int = 64
     cpu: str = "intel"
     tick: float = 0.01
-    firmware: bool = False
+    firmware: float = 0.0
     attacks: tuple[str, ...] = ()
     settle: float = 3.0
     once: bool = False

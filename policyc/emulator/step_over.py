@@ -1,8 +1,9 @@
 """Page-fault events, and how CONTINUE performs an access that the rights forbid.
 
 KVM emulates the instruction with the access allowed. Here it is executed with the missing right lifted for this one
-step and this one vCPU. An instruction that needs several rights (read and write, two pages) sends an event for each,
-and what has been answered CONTINUE stays lifted until it is through or given up.
+step and this one vCPU, unless KVM's emulator doesn't know it and the kernel has no other way. An instruction that
+needs several rights (read and write, two pages) sends an event for each, and what has been answered CONTINUE stays
+lifted until it is through or given up.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from policyc.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
+from policyc.emulator.kvm_emulator import emulated
 from policyc.emulator.stops import BudgetSpent, PageViolation
 from policyc.emulator.walk import READ, translate
 from policyc.kvmi import Action, EventKind, EventReplyData, PageAccess, PfData, PfReply
@@ -42,6 +44,9 @@ def violation(vcpu: Vcpu, stop: PageViolation, lifted: Mapping[int, int] | None 
 def _perform(vcpu: Vcpu, stop: PageViolation, lifted: dict[int, int], reply: PfReply | None) -> None:
     if not vcpu.engine.enforcing:
         return  # restrictions don't count any more: running on performs the access
+    insn = vcpu.engine.instruction()
+    if insn is not None and not emulated(insn) and not (vcpu.tool is not None and vcpu.tool.steps_by_itself):
+        return  # entered again as it is, the guest makes the same access once more
     gfn = stop.gpa >> PAGE_SHIFT
     lifted[gfn] = lifted.get(gfn, 0) | stop.kind
     rip = vcpu.engine.get("rip")

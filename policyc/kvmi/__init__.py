@@ -24,17 +24,9 @@ from policyc.kvmi.event_data import (
     TrapData,
     XsetbvData,
 )
-from policyc.kvmi.events import Event
+from policyc.kvmi.events import Event, VmEvent
 from policyc.kvmi.handshake import E820Entry, Hello, HelloForm, cookie_hash
-from policyc.kvmi.kernel import (
-    BadCommandReceived,
-    CommandReceived,
-    EventReplyReceived,
-    HelloAnswer,
-    KernelConnection,
-    KernelEvent,
-    Received,
-)
+from policyc.kvmi.kernel import KernelConnection, KernelEvent
 from policyc.kvmi.messages import (
     DONE,
     ChangeGfn,
@@ -98,9 +90,19 @@ from policyc.kvmi.messages import (
     WritePhysical,
 )
 from policyc.kvmi.pages import PageRun, page_entries, set_page, set_pages
+from policyc.kvmi.received import (
+    BadCommandReceived,
+    CommandReceived,
+    EventReplyReceived,
+    EventReplyRefused,
+    HelloAnswer,
+    Negotiated,
+    Received,
+    Reply,
+)
 from policyc.kvmi.registers import DescriptorTable, EventMsrs, MsrEntry, Registers, Segment, SystemRegisters, VcpuState
 from policyc.kvmi.state import Side, State
-from policyc.kvmi.tool import EventReplyRefused, Negotiated, Reply, ToolConnection, ToolEvent
+from policyc.kvmi.tool import ToolConnection, ToolEvent
 from policyc.kvmi.vocabulary import Action, CpuMode, Descriptor, ErrorCode, EventKind, PageAccess
 
 __all__ = [
@@ -221,6 +223,7 @@ __all__ = [
     "VcpuGetInfo",
     "VcpuGetInfoReply",
     "VcpuState",
+    "VmEvent",
     "WritePhysical",
     "XsetbvData",
     "cookie_hash",

@@ -85,7 +85,7 @@ class EventCodec:
         Raises:
             LocalProtocolError: the dialect has no such event, the data is another kind's, or a value doesn't fit.
         """
-        shape = self._shape_of(kind)
+        shape = self._shape_of(kind, vm_level=False)
         message = bytearray(shape.size)
         HEADER.pack_into(message, 0, self._dialect.framing.vcpu_event, shape.size - HEADER_SIZE, seq)
         self._put(message, "event", shape.event_id)
@@ -102,8 +102,12 @@ class EventCodec:
         return bytes(message)
 
     def encode_vm(self, kind: EventKind, seq: int, data: EventData | None) -> bytes:
-        """An event of the whole VM, UNHOOK or CMD_ERROR; registers, where the dialect sends any, are zero."""
-        shape = self._shape_of(kind)
+        """An event of the whole VM, UNHOOK or CMD_ERROR; registers, where the dialect sends any, are zero.
+
+        Raises:
+            LocalProtocolError: the dialect has no such event, or it's one of a vCPU, or the data are another kind's.
+        """
+        shape = self._shape_of(kind, vm_level=True)
         framing = self._dialect.framing
         message = bytearray(self._sizes[True])
         HEADER.pack_into(message, 0, framing.vm_event, shape.size - HEADER_SIZE, seq)
@@ -160,8 +164,11 @@ class EventCodec:
         body = self._reply_data.get(kind)
         return body is None or body.layout is None or body.layout.padding_is_zero(payload[EVENT_REPLY_HEAD.size :])
 
-    def _shape_of(self, kind: EventKind) -> EventShape:
-        return self.shapes[self._dialect.event_number(kind)]
+    def _shape_of(self, kind: EventKind, *, vm_level: bool) -> EventShape:
+        shape = self.shapes[self._dialect.event_number(kind)]
+        if shape.vm_level is not vm_level:
+            raise LocalProtocolError("an event of the VM" if vm_level else "an event of a vCPU", kind.value)
+        return shape
 
     def _put(self, message: bytearray, name: str, value: int) -> None:
         at, code = self._offsets[name]

@@ -6,14 +6,13 @@ everything that a kernel decides without looking at the guest is decided here, b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias, TypeVar
 
 from policyc.kvmi.codec import CommandCodec, codec_of
 from policyc.kvmi.connection import CLOSED, Connection, Status
 from policyc.kvmi.dialects import Dialect, RunsOn
 from policyc.kvmi.errors import LocalProtocolError, RemoteProtocolError
-from policyc.kvmi.event_data import CmdErrorData, EventData, EventReplyData
+from policyc.kvmi.event_data import CmdErrorData, EventData
 from policyc.kvmi.framing import EVENT_REPLY_HEAD, HEADER_SIZE, REPLY_HEAD, VCPU_HEAD, frame
 from policyc.kvmi.handshake import LENGTH_SIZE, MAX_ANSWER, Hello, decode_answer, encode_hello, length_of
 from policyc.kvmi.messages import (
@@ -26,6 +25,13 @@ from policyc.kvmi.messages import (
     PauseVcpu,
     ReplyData,
 )
+from policyc.kvmi.received import (
+    BadCommandReceived,
+    CommandReceived,
+    EventReplyReceived,
+    HelloAnswer,
+    Received,
+)
 from policyc.kvmi.rules import CLOSE, RULES, Request
 from policyc.kvmi.state import Side, State, Trigger
 from policyc.kvmi.vocabulary import Action, ErrorCode, EventKind
@@ -35,15 +41,7 @@ if TYPE_CHECKING:
 
     from policyc.kvmi.registers import VcpuState
 
-__all__ = [
-    "BadCommandReceived",
-    "CommandReceived",
-    "EventReplyReceived",
-    "HelloAnswer",
-    "KernelConnection",
-    "KernelEvent",
-    "Received",
-]
+__all__ = ["KernelConnection", "KernelEvent"]
 
 MAX_UNANSWERED = 65536
 """Commands that may wait for the caller's answer at once."""
@@ -52,59 +50,6 @@ _ALWAYS_ALLOWED = frozenset({GetVersion, CheckCommand, CheckEvent})
 _SEQ_MASK = 0xFFFF_FFFF
 _SHOWN = 64
 """Bytes of an offending message that an error quotes."""
-
-
-@dataclass(frozen=True, slots=True)
-class HelloAnswer:
-    """The tool has answered; compare with `cookie_hash(secret)` if the VMM was given one."""
-
-    cookie_hash: bytes
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Received:
-    """Something to answer, once, with `answer` or `refuse`.
-
-    Attributes:
-        seq: the tool's number; not unique, for the tool may choose what it likes.
-        vcpu: the vCPU in whose queue it belongs, or None if the receiver carries it out at once.
-        silent: replies are off, so an answer goes nowhere.
-    """
-
-    seq: int
-    vcpu: int | None
-    silent: bool
-    _codec: CommandCodec
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CommandReceived(Received):
-    """A command to carry out and to answer."""
-
-    command: Command
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BadCommandReceived(Received):
-    """A command that its vCPU will refuse with `errno` when its turn comes: `refuse(received, received.errno)`."""
-
-    errno: int
-
-
-@dataclass(frozen=True, slots=True)
-class EventReplyReceived:
-    """The tool's answer to an event; the vCPU goes on.
-
-    Attributes:
-        action: None if the event doesn't support what was asked for: the kernel logs it and doesn't continue.
-        data: what the event's reply carries, zeros where the tool left it out.
-    """
-
-    seq: int
-    vcpu: int
-    kind: EventKind
-    action: Action | None
-    data: EventReplyData | None
 
 
 R = TypeVar("R", bound=Received)

@@ -16,7 +16,6 @@ from policyc.kvmi.handshake import LENGTH_SIZE, MAX_HELLO, Hello, decode_hello, 
 from policyc.kvmi.messages import (
     Command,
     ControlCmdResponse,
-    Features,
     InjectException,
     Refused,
     ReplyData,
@@ -24,6 +23,7 @@ from policyc.kvmi.messages import (
 )
 from policyc.kvmi.negotiation import Negotiation
 from policyc.kvmi.pages import check_rights
+from policyc.kvmi.received import EventReplyRefused, Negotiated, Reply
 from policyc.kvmi.refusals import error_name
 from policyc.kvmi.state import Side, State, Trigger
 from policyc.kvmi.vocabulary import Action, EventKind
@@ -31,7 +31,7 @@ from policyc.kvmi.vocabulary import Action, EventKind
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MAX_OUTSTANDING", "MAX_VCPUS", "EventReplyRefused", "Negotiated", "Reply", "ToolConnection", "ToolEvent"]
+__all__ = ["MAX_OUTSTANDING", "MAX_VCPUS", "ToolConnection", "ToolEvent"]
 
 MAX_OUTSTANDING = 8192
 """Commands that may wait for their replies at once."""
@@ -41,34 +41,6 @@ MAX_VCPUS = 4096
 
 _SEQ_MASK = 0xFFFF_FFFF
 _HIGHEST_VECTOR = 31
-
-
-@dataclass(frozen=True, slots=True)
-class Negotiated:
-    """The peer's dialect is known; from now on commands may be sent and events may come."""
-
-    dialect: Dialect
-    features: Features
-    max_message_size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The answer to a command: what it brought, or why it was refused."""
-
-    seq: int
-    command: Command
-    result: ReplyData | Refused
-
-
-@dataclass(frozen=True, slots=True)
-class EventReplyRefused:
-    """The kernel didn't accept our reply to event `seq`; its vCPU may still wait. Doesn't happen to correct replies."""
-
-    seq: int
-    errno: int
-    name: str
-
 
 ToolEvent: TypeAlias = Hello | Negotiated | Reply | Event | EventReplyRefused
 
@@ -101,6 +73,7 @@ class ToolConnection(Connection):
         self._next_seq = 1
         self._outstanding: dict[int, _Outstanding] = {}
         self._replies_on = True
+        self._silent = 0
         self._waiting: dict[int, int] = {}
         self._last_event = 0
         self._reader: Callable[[], ToolEvent | Status] = self._read_hello
@@ -110,7 +83,7 @@ class ToolConnection(Connection):
     @property
     def outstanding(self) -> int:
         """How many commands wait for their replies."""
-        return sum(not entry.silent for entry in self._outstanding.values())
+        return len(self._outstanding) - self._silent
 
     @property
     def unanswered(self) -> dict[int, int]:
@@ -156,7 +129,9 @@ class ToolConnection(Connection):
         codec = self._codec.command(command)
         seq = self._take_seq()
         self._out.append(codec.encode(command, seq))
-        self._outstanding[seq] = _Outstanding(command, codec, silent=not self._answered(command))
+        silent = not self._answered(command)
+        self._outstanding[seq] = _Outstanding(command, codec, silent)
+        self._silent += silent
         return seq
 
     def reply(self, event: Event, action: Action, data: EventReplyData | None = None) -> None:
@@ -221,7 +196,6 @@ class ToolConnection(Connection):
         self._unpack_head = head.read.unpack_from
         self._i_event, self._i_vcpu, self._least = head.event, head.vcpu, head.least
         self._shapes = self._codec.events.shapes
-        self._vcpu_event = dialect.framing.vcpu_event
 
     def _read_open(self) -> ToolEvent | Status:
         """The hot path: one unpack recognises the next vCPU event in order; all else goes the long way."""
@@ -292,7 +266,9 @@ class ToolConnection(Connection):
             raise RemoteProtocolError("a reply to a command that was sent", f"id {message_id} with seq {seq}")
         result = entry.codec.decode_reply(payload, entry.command)
         del self._outstanding[seq]
-        self._note_reply(entry, seq, result)
+        self._silent -= entry.silent
+        if self._silent or not self._replies_on:
+            self._note_reply(entry, seq, result)
         return Reply(seq, entry.command, result)
 
     # --- replies switched off and on ---
@@ -312,10 +288,13 @@ class ToolConnection(Connection):
             self._replies_on = True
             for other in self._outstanding.values():
                 other.silent = False
+            self._silent = 0
         elif entry.codec.row.runs_on is RunsOn.RECEIVER and not entry.silent:
             # The receiver works in order: what is older and silent has been done and will stay silent.
-            for older in [number for number, other in self._outstanding.items() if other.silent and number < seq]:
-                del self._outstanding[older]
+            older = [number for number, other in self._outstanding.items() if other.silent and number < seq]
+            for number in older:
+                del self._outstanding[number]
+            self._silent -= len(older)
 
     def _take_seq(self) -> int:
         seq = self._next_seq
@@ -325,6 +304,7 @@ class ToolConnection(Connection):
     def _shut(self) -> None:
         self._waiting.clear()
         self._outstanding.clear()
+        self._silent = 0
         self._reader = self._read_nothing
 
     def _read_nothing(self) -> Literal[Status.CLOSED]:

@@ -72,7 +72,7 @@ class Shapes:
         if made is None:
             return None
         try:
-            return made(words, list(itertools.accumulate(map(len, words), initial=start)), source)
+            return made.build(words, list(itertools.accumulate(map(len, words), initial=start)), source)
         except NotUnderstoodError:
             return None
 

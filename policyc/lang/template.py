@@ -1,15 +1,14 @@
 """Makes a tree again with other literals: what was made of the words of one text, as a function of the words.
 
-Each word and each place of the tree is traced to the words of its text by their offsets, and written down as one Python
-expression of constructor calls. A tree that doesn't fit the words exactly makes no template.
-
-INVARIANT (no text of the author's in the expression): it consists of the names in `_NAMESPACE`, of indexes of words,
-and of nothing else.
+Each word and each place of the tree is traced to the words of its text by their offsets. What comes of it is a flat
+program: each of its steps makes one part of earlier ones, the words themselves being the first. A tree that doesn't fit
+its words exactly makes no program.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from policyc.diagnostics import Source, Span
@@ -17,75 +16,109 @@ from policyc.lang import ast
 from policyc.lang.leaves import date_value, duration_value, number_value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import TypeVar
 
     T = TypeVar("T")
 
-    Template: TypeAlias = Callable[[list[str], list[int], Source], tuple[ast.Statement, ...]]
-    """Makes statements of words, their offsets (one more than words), and the source they stand in."""
+    Make: TypeAlias = Callable[..., object]
+    """Makes a part of others: the class of a node, or a function."""
 
-__all__ = ["NotUnderstoodError", "template"]
+    Select: TypeAlias = Callable[[list[object]], tuple[object, ...]]
+    """Takes the parts that one is made of from all that there are."""
 
-MAX_NESTING: Final = 40
-"""Nodes inside each other that a template is made for; Python reads no more than 200 brackets inside each other."""
+__all__ = ["NotUnderstoodError", "Template", "template"]
+
+CONSTANTS: Final = (None, (), "|", "&")
+"""Parts that belong to the shape."""
+
+SOURCE: Final = len(CONSTANTS)
+"""The number of the source among the parts. The constants stand before it; the words and their offsets follow."""
+
+FIELDS: Final[Mapping[type, tuple[str, ...]]] = {
+    node: tuple(field.name for field in dataclasses.fields(node))
+    for node in vars(ast).values()
+    if isinstance(node, type) and dataclasses.is_dataclass(node)
+}
+"""The fields of each kind of node, in the order in which its class takes them."""
 
 
 class NotUnderstoodError(Exception):
     """A tree doesn't fit its words, or a literal is out of range: Lark has to be asked."""
 
 
-def template(words: list[str], offsets: list[int], statements: tuple[ast.Statement, ...]) -> Template | None:
-    """The function that makes `statements` of `words`, and others of other literals; or None if they don't fit.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Template:
+    """The steps that make statements of the words of one shape, and the number of the part that is all of them."""
 
-    Called with words of the same shape it raises `NotUnderstoodError` where a literal is out of range.
-    """
+    steps: tuple[tuple[Make, Select], ...]
+    result: int
+
+    def build(self, words: list[str], offsets: list[int], source: Source) -> tuple[ast.Statement, ...]:
+        """The statements of these words, given their offsets (one more than words) and the source they stand in.
+
+        Raises:
+            NotUnderstoodError: a literal is out of range.
+        """
+        parts: list[object] = [*CONSTANTS, source, *words, *offsets]
+        for make, select in self.steps:
+            parts.append(make(*select(parts)))
+        # What the steps were traced for is a tuple of statements, whatever the literals are.
+        return cast("tuple[ast.Statement, ...]", parts[self.result])
+
+
+def template(words: list[str], offsets: list[int], statements: tuple[ast.Statement, ...]) -> Template | None:
+    """The template that makes `statements` of `words`, and others of other literals; or None if they don't fit."""
+    tracer = _Tracer(words, offsets)
     try:
-        expression = _Tracer(words, offsets).written(statements)
+        result = tracer.part(statements)
     except NotUnderstoodError:
         return None
-    return cast("Template", eval(f"lambda words, at, source: {expression}", _NAMESPACE))
+    return Template(tuple((make, _selector(numbers)) for make, numbers in tracer.steps), result)
 
 
 class _Tracer:
-    """Writes the parts of a tree as expressions of the words of its text."""
+    """Writes down, step by step, how the parts of a tree come of the words of its text.
+
+    Attributes:
+        steps: what each makes of the parts with which numbers, and the number of the part that comes of it.
+    """
 
     def __init__(self, words: list[str], offsets: list[int]) -> None:
         self._words = words
         self._index = {offset: index for index, offset in enumerate(offsets)}
-        self._spans: set[tuple[int, int]] = set()
+        self._first_word = SOURCE + 1
+        self._first_offset = self._first_word + len(words)
+        self._first_step = self._first_offset + len(offsets)
+        self.steps: dict[tuple[Make, tuple[int, ...]], int] = {}
 
-    def written(self, part: object, depth: int = 0) -> str:
-        """The expression that makes this part."""
+    def part(self, part: object) -> int:
+        """The number of a part of the tree, once there are steps that make it."""
         match part:
-            case None:
-                return "None"
+            case None | () | "|" | "&":
+                return CONSTANTS.index(part)
             case Span():
-                return self._span(part)
+                return self._span(*self._bounds(part))
             case ast.Word():
-                return f"Word(words[{self._one_word(part.span, part.text)}], {self._span(part.span)})"
+                return self._leaf(ast.Word, part.span, part.text)
             case ast.Text():
-                quoted = f'"{part.text}"'
-                return f"Text(words[{self._one_word(part.span, quoted)}][1:-1], {self._span(part.span)})"
+                return self._leaf(_text, part.span, f'"{part.text}"')
             case ast.Number():
                 return self._number(part)
             case ast.Duration():
-                word = f"words[{self._one_word(part.span, part.text)}]"
-                return f"Duration(duration({word}), {word}, {self._span(part.span)})"
+                return self._leaf(_duration, part.span, part.text)
             case ast.Date():
-                word = f"words[{self._one_word(part.span, part.value.isoformat())}]"
-                return f"Date(date({word}), {self._span(part.span)})"
+                return self._leaf(_date, part.span, part.value.isoformat())
             case tuple():
-                return f"({''.join(f'{self.written(element, depth)}, ' for element in part)})"
-            case ast.BitOp():
-                # Signs belong to the shape.
-                operands = self.written(part.operands, depth + 1)
-                return f"BitOp({'OR' if part.operator == '|' else 'AND'}, {operands}, {self._span(part.span)})"
-            case _ if type(part).__name__ in _NAMESPACE and dataclasses.is_dataclass(part) and depth < MAX_NESTING:
-                values = (getattr(part, field.name) for field in dataclasses.fields(part))
-                return f"{type(part).__name__}({', '.join(self.written(value, depth + 1) for value in values)})"
+                return self._step(_tuple, *map(self.part, part))
+            case _ if type(part) in FIELDS:
+                return self._step(type(part), *(self.part(getattr(part, name)) for name in FIELDS[type(part)]))
             case _:
                 raise NotUnderstoodError
+
+    def _step(self, make: Make, *numbers: int) -> int:
+        """The number of what `make` makes of the parts with these numbers."""
+        return self.steps.setdefault((make, numbers), self._first_step + len(self.steps))
 
     def _bounds(self, span: Span) -> tuple[int, int]:
         """The indexes of the first word of a place and of the one behind its last."""
@@ -94,31 +127,58 @@ class _Tracer:
         except KeyError:
             raise NotUnderstoodError from None
 
-    def _one_word(self, span: Span, text: str) -> int:
-        """The index of the only word of a place."""
+    def _span(self, first: int, end: int) -> int:
+        return self._step(Span, SOURCE, self._first_offset + first, self._first_offset + end)
+
+    def _leaf(self, make: Make, span: Span, text: str) -> int:
+        """A part that is made of the only word of a place, which is `text`."""
         first, end = self._bounds(span)
         if end != first + 1 or self._words[first] != text:
             raise NotUnderstoodError
-        return first
+        return self._step(make, self._first_word + first, self._span(first, end))
 
-    def _span(self, span: Span) -> str:
-        first, end = self._bounds(span)
-        name = f"span_{first}_{end}"
-        if (first, end) in self._spans:
-            return name
-        self._spans.add((first, end))
-        return f"({name} := Span(source, at[{first}], at[{end}]))"
-
-    def _number(self, number: ast.Number) -> str:
+    def _number(self, number: ast.Number) -> int:
+        """A number, which may stand behind its sign."""
         first, end = self._bounds(number.span)
-        word = f"words[{end - 1}]"
-        if self._words[end - 1] != number.text or (end > first + 1 and self._words[first] not in ("+", "-")):
+        sign = self._words[first] if end > first + 1 else "+"
+        if self._words[end - 1] != number.text or sign not in SIGNED:
             raise NotUnderstoodError
-        return f"Number({'-' if self._words[first] == '-' else ''}number({word}), {word}, {self._span(number.span)})"
+        return self._step(SIGNED[sign], self._first_word + end - 1, self._span(first, end))
 
 
-def _number(text: str) -> int:
-    return _in_range(number_value(text))
+def _selector(numbers: tuple[int, ...]) -> Select:
+    """What takes the parts with these numbers. `itemgetter` gives a tuple only where there are several."""
+    if len(numbers) > 1:
+        return itemgetter(*numbers)
+    (number,) = numbers
+    return lambda parts: (parts[number],)
+
+
+# ---- what steps make, where it isn't a node of what is there
+
+
+def _tuple(*parts: object) -> tuple[object, ...]:
+    return parts
+
+
+def _text(word: str, span: Span) -> ast.Text:
+    return ast.Text(word[1:-1], span)
+
+
+def _positive(word: str, span: Span) -> ast.Number:
+    return ast.Number(_in_range(number_value(word)), word, span)
+
+
+def _negative(word: str, span: Span) -> ast.Number:
+    return ast.Number(-_in_range(number_value(word)), word, span)
+
+
+def _duration(word: str, span: Span) -> ast.Duration:
+    return ast.Duration(_in_range(duration_value(word)), word, span)
+
+
+def _date(word: str, span: Span) -> ast.Date:
+    return ast.Date(_in_range(date_value(word)), span)
 
 
 def _in_range(value: T | None) -> T:
@@ -127,16 +187,5 @@ def _in_range(value: T | None) -> T:
     return value
 
 
-_NODES: Final = (node for node in vars(ast).values() if dataclasses.is_dataclass(node) and isinstance(node, type))
-
-_NAMESPACE: Final[dict[str, object]] = {
-    **{node.__name__: node for node in _NODES},
-    "Span": Span,
-    "OR": "|",
-    "AND": "&",
-    "number": _number,
-    "duration": lambda text: _in_range(duration_value(text)),
-    "date": lambda text: _in_range(date_value(text)),
-    "__builtins__": {},
-}
-"""All that a template can name."""
+SIGNED: Final[Mapping[str, Make]] = {"+": _positive, "-": _negative}
+"""What makes a number that stands behind this sign."""

@@ -20,10 +20,12 @@ from policyc.plan.model import (
     GuestFacts,
     Plan,
     PolicyRef,
+    Rate,
     Record,
     Rule,
     SourceFile,
     SourceSpan,
+    Watch,
 )
 from policyc.plan.places import Absolute, Base, DescriptorTable, Extent, ModuleSection, Place, Section, SymbolPlace
 
@@ -50,7 +52,9 @@ def decode_plan(document: Object) -> Plan:
         places=tuple(_bound_place(place) for place in core["places"]),
         rules=tuple(_rule(rule) for rule in core["rules"]),
         sources=tuple(SourceFile(f["path"], f["digest"]) for f in sources["files"]),
-        spans=tuple(SourceSpan(s["file"], s["start"], s["end"], s["line"]) for s in sources["rules"]),
+        spans=tuple(_span(span) for span in sources["rules"]),
+        watches=tuple(_watch(watch) for watch in core["watches"]),
+        watch_spans=tuple(_span(span) for span in sources["watches"]),
     )
     _check_references(plan)
     for number, rule in enumerate(plan.rules):
@@ -103,7 +107,7 @@ def _access(letters: str) -> Access:
 
 
 def _rule(rule: Object) -> Rule:
-    effect, event, record = rule["effect"], rule["event"], rule["record"]
+    effect, event = rule["effect"], rule["event"]
     return Rule(
         id=rule["id"],
         policy=rule["policy"],
@@ -115,9 +119,29 @@ def _rule(rule: Object) -> Rule:
         origin=tuple(rule["origin"]),
         exemptions=tuple(_exemption(exemption) for exemption in rule["exemptions"]),
         overriding=tuple(rule["overriding"]),
-        record=Record(record["severity"], record["because"], tuple(record["tags"])),
+        record=_record(rule["record"]),
         when=_condition(rule["when"]),
     )
+
+
+def _watch(watch: Object) -> Watch:
+    return Watch(
+        id=watch["id"],
+        policy=watch["policy"],
+        places=tuple(watch["places"]),
+        period=watch["period_ms"],
+        restore=watch["restore"],
+        enforce=watch["mode"] == "enforce",
+        record=_record(watch["record"]),
+    )
+
+
+def _record(record: Object) -> Record:
+    return Record(record["severity"], record["because"], tuple(record["tags"]), _rate(record["limit"]))
+
+
+def _span(span: Object) -> SourceSpan:
+    return SourceSpan(span["file"], span["start"], span["end"], span["line"])
 
 
 def _exemption(exemption: Object) -> Exemption:
@@ -128,6 +152,10 @@ def _exemption(exemption: Object) -> Exemption:
         until=exemption["until"],
         when=_condition(exemption["when"]),
     )
+
+
+def _rate(limit: Object | None) -> Rate | None:
+    return None if limit is None else Rate(limit["count"], limit["per"])
 
 
 def _condition(steps: Sequence[Step] | None) -> Condition | None:
@@ -149,10 +177,14 @@ def _check_references(plan: Plan) -> None:
                 raise ValueError(f"rule {number} has an exception that excepts nothing in particular")
         for condition in _conditions(rule):
             _check_index(f"rule {number}: in", sorted(places_of(condition)), plan.places)
-    for number, span in enumerate(plan.spans):
+    for number, watch in enumerate(plan.watches):
+        _check_index(f"watch {number}: policy", (watch.policy,), plan.policies)
+        _check_index(f"watch {number}: place", watch.places, plan.places)
+    for number, span in enumerate((*plan.spans, *plan.watch_spans)):
         _check_index(f"span {number}: file", (span.file,), plan.sources)
-    if len(plan.spans) != len(plan.rules):
-        raise ValueError(f"{len(plan.rules)} rules but {len(plan.spans)} source spans")
+    for things, spans, word in ((plan.rules, plan.spans, "rules"), (plan.watches, plan.watch_spans, "watches")):
+        if len(things) != len(spans):
+            raise ValueError(f"{len(things)} {word} but {len(spans)} source spans")
 
 
 def _check_index(where: str, indices: Sequence[int], table: Sequence[object]) -> None:

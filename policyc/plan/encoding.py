@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from policyc.plan.condition_steps import encode_condition
 from policyc.plan.conditions import Condition
-from policyc.plan.model import BoundPlace, EventKey, GuestFacts, Plan, Rule
+from policyc.plan.model import BoundPlace, EventKey, GuestFacts, Plan, Record, Rule, SourceSpan, Watch
 from policyc.plan.pages import page_runs
 from policyc.plan.places import Absolute, DescriptorTable, Extent, ModuleSection, Place, Section, SymbolPlace
 from policyc.plan.tables import events_of, segments_of
@@ -28,6 +28,7 @@ def encode_core(plan: Plan) -> dict[str, Json]:
         "policies": [{"name": policy.name, "mode": _mode(policy.enforce)} for policy in plan.policies],
         "places": [_bound_place(place) for place in plan.places],
         "rules": [_rule(rule) for rule in plan.rules],
+        "watches": [_watch(watch) for watch in plan.watches],
         "pages": [
             {
                 "base": run.base.word,
@@ -55,8 +56,13 @@ def encode_sources(plan: Plan) -> dict[str, Json]:
     """Where the rules were written."""
     return {
         "files": [{"path": file.path, "digest": file.digest} for file in plan.sources],
-        "rules": [{"file": s.file, "start": s.start, "end": s.end, "line": s.line} for s in plan.spans],
+        "rules": [_span(span) for span in plan.spans],
+        "watches": [_span(span) for span in plan.watch_spans],
     }
+
+
+def _span(span: SourceSpan) -> dict[str, Json]:
+    return {"file": span.file, "start": span.start, "end": span.end, "line": span.line}
 
 
 def _mode(enforce: bool) -> str:
@@ -135,9 +141,26 @@ def _rule(rule: Rule) -> dict[str, Json]:
             for e in rule.exemptions
         ],
         "overriding": list(rule.overriding),
-        "record": {
-            "severity": rule.record.severity,
-            "because": rule.record.because,
-            "tags": list(rule.record.tags),
-        },
+        "record": _record(rule.record),
+    }
+
+
+def _watch(watch: Watch) -> dict[str, Json]:
+    return {
+        "id": watch.id,
+        "policy": watch.policy,
+        "mode": _mode(watch.enforce),
+        "places": list(watch.places),
+        "period_ms": watch.period,
+        "restore": watch.restore,
+        "record": _record(watch.record),
+    }
+
+
+def _record(record: Record) -> dict[str, Json]:
+    return {
+        "severity": record.severity,
+        "because": record.because,
+        "tags": list(record.tags),
+        "limit": None if record.limit is None else {"count": record.limit.count, "per": record.limit.per},
     }

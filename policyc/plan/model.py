@@ -10,6 +10,8 @@ from policyc.plan.conditions import Condition
 from policyc.plan.places import Extent, Place
 
 __all__ = [
+    "MAX_PERIOD",
+    "MIN_PERIOD",
     "BoundPlace",
     "Effect",
     "EventKey",
@@ -17,10 +19,12 @@ __all__ = [
     "GuestFacts",
     "Plan",
     "PolicyRef",
+    "Rate",
     "Record",
     "Rule",
     "SourceFile",
     "SourceSpan",
+    "Watch",
 ]
 
 
@@ -65,12 +69,25 @@ class Exemption:
 
 
 @dataclass(frozen=True, slots=True)
+class Rate:
+    """`at most COUNT per PER`, where `per` is a key of `policyc.catalog.RATE_SECONDS`."""
+
+    count: int
+    per: str
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """What a rule adds to the audit record; it never changes a verdict."""
+    """What a rule adds to the audit record; it never changes a verdict.
+
+    Attributes:
+        limit: how many records are written for the rule's sake at most; None where each is.
+    """
 
     severity: str = "medium"
     because: str | None = None
     tags: tuple[str, ...] = ()
+    limit: Rate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +127,32 @@ class Rule:
     def spares_trusted_code_alone(self) -> bool:
         """Whether the rule applies to every access to its places but those by code that an exception names."""
         return not self.origin and self.when is None and all(exemption.code for exemption in self.exemptions)
+
+
+MIN_PERIOD = 100
+MAX_PERIOD = 24 * 3600 * 1000
+"""Milliseconds between two looks of a watch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Bytes that are compared with what they were, for what changes too often to trap.
+
+    Attributes:
+        id: its label, else a digest of its canonical text; unique within its policy, among rules and watches.
+        places: indices of the places.
+        period: milliseconds between two looks.
+        restore: whether a change is written back.
+        enforce: a watch in monitor mode records a change and leaves it.
+    """
+
+    id: str
+    policy: int
+    places: tuple[int, ...]
+    period: int
+    restore: bool = False
+    enforce: bool = True
+    record: Record = Record()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +216,9 @@ class SourceFile:
 class Plan:
     """A compiled set of policies.
 
-    Everything but `sources` and `spans` is the core: it depends on the meaning of the policies alone, so that
+    Everything but `sources` and the spans is the core: it depends on the meaning of the policies alone, so that
     permuting rules and files, or formatting them, leaves its bytes as they are. INVARIANT (ordered): policies are
-    sorted by name, places by canonical text, rules by (policy, id).
+    sorted by name, places by canonical text, rules and watches by (policy, id).
     """
 
     target: str
@@ -186,3 +229,5 @@ class Plan:
     rules: tuple[Rule, ...]
     sources: tuple[SourceFile, ...] = ()
     spans: tuple[SourceSpan, ...] = ()
+    watches: tuple[Watch, ...] = ()
+    watch_spans: tuple[SourceSpan, ...] = ()

@@ -45,7 +45,9 @@ def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
         if verdict is not None and (verdict.effect is None or verdict.effect.kind <= EffectKind.LOG):
             out.append(Reply(event, Action.CONTINUE))
             if verdict.rules:
-                out.append(Write(VerdictRecord(event, verdict, "let through")))
+                thinned = state.thinner.admit(verdict.rules, now)
+                if thinned is not None:
+                    out.append(Write(VerdictRecord(event, verdict, "let through", thinned=thinned)))
             _count(state, verdict)
             return
     _OTHERS.get(event.kind, _judge_event)(state, now, event, out)
@@ -63,10 +65,10 @@ def _count(state: State, verdict: Verdict) -> None:
 
 
 def _judge_event(state: State, now: float, event: Event, out: list[Output]) -> None:
-    start(state, _judge(state, event), now, out)
+    start(state, _judge(state, event, now), now, out)
 
 
-def _judge(state: State, event: Event) -> Procedure[None]:
+def _judge(state: State, event: Event, now: float) -> Procedure[None]:
     case = Examination(event, state.bound)
     try:
         verdict = yield from case.verdict()
@@ -77,9 +79,10 @@ def _judge(state: State, event: Event) -> Procedure[None]:
         yield Emit(StateRecord(state.phase.value, f"an event was answered strictly: {error}", "high"))
         return
     _count(state, verdict)
-    if verdict.rules:
+    thinned = state.thinner.admit(verdict.rules, now) if verdict.rules else None
+    if thinned is not None:
         text = case.instruction.text if case.instruction is not None else None
-        yield Emit(VerdictRecord(event, verdict, done, case.size, text))
+        yield Emit(VerdictRecord(event, verdict, done, case.size, text, thinned))
 
 
 def _answer_strictly(case: Examination) -> Procedure[None]:

@@ -60,8 +60,8 @@ class Needs:
 
 
 def unsupported_rules(plan: Plan) -> list[str]:
-    """The rules whose mechanism this version can't carry out, in words."""
-    found = []
+    """The rules and watches whose mechanism this version can't carry out, in words."""
+    found = [f"`{watch.id}`: `watch`" for watch in plan.watches]
     for rule in plan.rules:
         columns = {EVENTS[rule.event.word].column} if rule.event is not None else column_of_access(rule.access)
         for column in columns:

@@ -60,6 +60,7 @@ class VerdictRecord(Record):
         done: what was done on the wire, in the catalogue's words.
         size: bytes accessed, where the instruction was decoded.
         instruction: its text, where it was decoded.
+        thinned: records that began with the same rule and were left out since the last one, as `at most` asks.
     """
 
     event: Event
@@ -67,6 +68,7 @@ class VerdictRecord(Record):
     done: str
     size: int | None = None
     instruction: str | None = None
+    thinned: int = 0
 
     def to_json(self, plan: Plan) -> JsonObject:
         """`kind` is "verdict"; `rules` has the winner first."""
@@ -91,6 +93,8 @@ class VerdictRecord(Record):
             done=self.done,
             rules=rules,
         )
+        if self.thinned:
+            record["thinned"] = self.thinned
         if self.verdict.set_aside:
             record["set_aside"] = [_rule(plan, index) for index in self.verdict.set_aside]
         if self.verdict.exempted:

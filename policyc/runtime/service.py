@@ -13,6 +13,7 @@ from types import FrameType
 
 from policyc.plan.model import Plan
 from policyc.runtime.audit import AuditLog
+from policyc.runtime.enforcer import step
 from policyc.runtime.locate import ArmingOptions
 from policyc.runtime.needs import unsupported_rules
 from policyc.runtime.records import JsonObject, Record, StateRecord
@@ -79,7 +80,7 @@ class Service:
                 self._audit.close()
             raise
         self._leaving = threading.Event()
-        self.session: Session | None = None
+        self.session: Session[State] | None = None
 
     def leave(self) -> None:
         """Let the guest go and end; safe from signal handlers and other threads."""
@@ -116,7 +117,7 @@ class Service:
 
     def _serve(self, connection: socket.socket) -> SessionEnd:
         state = State(self._plan, arming=self._options.arming, monitor=self._options.monitor)
-        self.session = Session(state, connection, self._note, cookie=self._options.cookie)
+        self.session = Session(state, step, connection, self._note, cookie=self._options.cookie)
         if self._leaving.is_set():
             self.session.leave("asked to leave")
         end = self.session.run()

@@ -13,12 +13,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Generic, Protocol, TypeVar
 
 from policyc.kvmi import CLOSED, NEED_DATA, Command, Refused, RemoteProtocolError, ReplyData, ToolConnection
 from policyc.kvmi import Reply as CommandReply
-from policyc.runtime.enforcer import step
+from policyc.runtime.locate import Refusal
 from policyc.runtime.records import Record
-from policyc.runtime.state import GUARDING, Phase, State
+from policyc.runtime.state import GUARDING, Phase
 from policyc.runtime.steps import (
     Answered,
     Connected,
@@ -37,7 +38,7 @@ from policyc.runtime.steps import (
 )
 from policyc.runtime.transport import set_timeout
 
-__all__ = ["MAX_IDLE", "Ending", "Session", "SessionEnd"]
+__all__ = ["MAX_IDLE", "Ending", "Served", "Session", "SessionEnd"]
 
 READ_SIZE = 1 << 16
 
@@ -65,17 +66,38 @@ class Ending(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SessionEnd:
-    """How it ended, and why in one sentence."""
+    """How it ended, and why in one sentence; `fault` where the peer broke the protocol."""
 
     ending: Ending
     reason: str
+    fault: RemoteProtocolError | None = None
 
 
-class Session:
-    """Enforces a plan on one connection.
+class Served(Protocol):
+    """What a session needs to know of the state that its step function works on."""
+
+    @property
+    def deadline(self) -> float | None:
+        """When to call the step function with `TimePassed` at the latest."""
+
+    @property
+    def phase(self) -> Phase:
+        """How far it has come."""
+
+    @property
+    def outcome(self) -> Refusal | None:
+        """Why the guest was refused, if it was."""
+
+
+S = TypeVar("S", bound=Served)
+
+
+class Session(Generic[S]):
+    """Serves one connection: what comes goes to `step`, and what that wants done is done.
 
     Args:
-        state: a fresh state of the enforcer.
+        state: a fresh state, of the enforcer or of whoever else talks to a guest.
+        step: takes the state, the time and one input, and gives outputs.
         connection: the socket, accepted; closed by `run`.
         on_record: called with every record after what goes with it has been sent.
         cookie: the secret that QEMU was given, if it was given one.
@@ -83,13 +105,15 @@ class Session:
 
     def __init__(
         self,
-        state: State,
+        state: S,
+        step: Callable[[S, float, Input], list[Output]],
         connection: socket.socket,
         on_record: Callable[[Record], None],
         *,
         cookie: bytes | None = None,
     ) -> None:
         self.state = state
+        self._step = step
         self._socket = connection
         self._wire = ToolConnection()
         self._on_record = on_record
@@ -102,6 +126,7 @@ class Session:
         self._timeout: float | None = None
         self._partial_since: float | None = None
         self._end: str | None = None
+        self._fault: RemoteProtocolError | None = None
 
     def leave(self, reason: str) -> None:
         """Ask the loop to let the guest go; safe from a signal handler and from other threads."""
@@ -129,7 +154,7 @@ class Session:
             self._socket.close()
             self._feed(Lost(self._end or "the session failed"))
             self._write_records()
-        return SessionEnd(self._ending(guarded), self._end)
+        return SessionEnd(self._ending(guarded), self._end, self._fault)
 
     def _ending(self, guarded: bool) -> Ending:
         if self.state.outcome is not None:
@@ -169,7 +194,7 @@ class Session:
 
     def _take(self, data: bytes, now: float) -> None:
         """Give the bytes to the protocol and everything that they say to the enforcer."""
-        wire, state = self._wire, self.state
+        wire, state, step = self._wire, self.state, self._step
         if data:
             wire.receive_data(data)
         else:
@@ -186,9 +211,10 @@ class Session:
                     self._carry_out(step(state, now, event))
         except RemoteProtocolError as error:
             self._end = f"the peer broke the protocol: {error}"
+            self._fault = error
 
     def _feed(self, input: Input) -> None:
-        self._carry_out(step(self.state, time.monotonic(), input))
+        self._carry_out(self._step(self.state, time.monotonic(), input))
 
     def _carry_out(self, outputs: list[Output]) -> None:
         wire = self._wire

@@ -18,6 +18,7 @@ from policyc.runtime.steps import (
     Write,
 )
 from policyc.runtime.tasks import Scheduler
+from policyc.runtime.thinning import Thinner
 
 __all__ = ["GUARDING", "Counters", "Phase", "State", "enter"]
 
@@ -69,6 +70,7 @@ class State:
         dialect: what the kernel speaks.
         outcome: why the guest was refused, if it was.
         left: whether the restrictions have been lifted, so that nothing but open events keeps us here.
+        thinner: leaves out records of rules that have `at most`.
     """
 
     plan: Plan
@@ -81,8 +83,12 @@ class State:
     outcome: Refusal | None = None
     left: bool = False
     counters: Counters = field(default_factory=Counters)
+    thinner: Thinner = field(init=False)
     scheduler: Scheduler = field(default_factory=Scheduler)
     phase_deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        self.thinner = Thinner(self.plan.rules)
 
     @property
     def deadline(self) -> float | None:

@@ -8,9 +8,10 @@ import socket
 import stat
 import struct
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
-__all__ = ["Listener", "Peer", "TransportError", "set_timeout"]
+__all__ = ["SOCKET_MODE", "Listener", "Occupant", "Peer", "TransportError", "occupant", "set_timeout"]
 
 SOCKET_MODE = 0o660
 """Owner and group: QEMU's user belongs into the group of the directory that the socket is in."""
@@ -26,6 +27,15 @@ class TransportError(Exception):
         super().__init__(message)
         self.message = message
         self.help = help
+
+
+class Occupant(Enum):
+    """What is at the path of a socket."""
+
+    NOTHING = "nothing"
+    LEFT_BEHIND = "a socket that nobody uses"
+    IN_USE = "a socket that somebody uses"
+    OTHER = "something that is no socket"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +91,32 @@ class Listener:
             pass
 
 
+def occupant(path: Path) -> Occupant:
+    """What is there, found out without disturbing whoever listens.
+
+    A datagram socket can't connect to a stream socket, and the kernel says so (EPROTOTYPE of unix(7)) only of one that
+    is in use: nobody has to accept anything.
+
+    Raises:
+        OSError: it can't be found out.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return Occupant.NOTHING
+    if not stat.S_ISSOCK(mode):
+        return Occupant.OTHER
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            return Occupant.LEFT_BEHIND
+        except OSError as error:
+            if error.errno != errno.EPROTOTYPE:
+                raise
+    return Occupant.IN_USE
+
+
 def set_timeout(sock: socket.socket, seconds: float, *, option: int = socket.SO_RCVTIMEO) -> None:
     """Let blocking calls on `sock` fail with BlockingIOError after so long.
 
@@ -94,22 +130,15 @@ def set_timeout(sock: socket.socket, seconds: float, *, option: int = socket.SO_
 def _clear(path: Path) -> None:
     """Remove a socket that nobody listens on any more; refuse to touch anything else."""
     try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
+        found = occupant(path)
+        if found is Occupant.LEFT_BEHIND:
+            path.unlink()
     except OSError as error:
         raise _cannot_listen(path, error) from error
-    if not stat.S_ISSOCK(mode):
+    if found is Occupant.OTHER:
         raise TransportError(f"`{path}` exists and is no socket", "choose another path, or move that file away")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(os.fspath(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-        except OSError as error:
-            raise _cannot_listen(path, error) from error
-    raise TransportError(f"somebody listens on `{path}` already", "stop that process, or choose another path")
+    if found is Occupant.IN_USE:
+        raise TransportError(f"somebody listens on `{path}` already", "stop that process, or choose another path")
 
 
 def _cannot_listen(path: Path, error: OSError) -> TransportError:

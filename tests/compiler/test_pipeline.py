@@ -234,7 +234,6 @@ CASES = {
     ),
     "rule stands twice": ("log write to idt\nlog write to idt", "P405", "log write to idt", None, "remove one of them"),
     "unused name": ("let a = idt\nlog write to gdt", "P206", "a", "nothing uses the name `a`", None),
-    "not compiled yet": ("on cr4 when old == 0 deny", "P501", "old == 0", None, None),
 }
 
 

@@ -124,6 +124,19 @@ def test_the_vmm_asks_the_tool_to_leave(dialect: Dialect) -> None:
     assert ticks(tool.machine)
 
 
+def test_events_still_come_while_the_tool_is_about_to_leave(dialect: Dialect) -> None:
+    tool = ScriptedTool(dialect)
+    tool.restrict("guarded_object", PageAccess.R)
+    tool.ask(ControlVmEvents(EventKind.UNHOOK, True))
+    tool.session.unhook()
+    assert tool.event().kind is EventKind.UNHOOK
+    run, event = tool.caught("straddle")
+    assert tool.reply(event) == []
+    assert tool.finish(run).changed
+    tool.leave()
+    assert ticks(tool.machine)
+
+
 def test_a_tool_that_does_not_listen_is_cut_off(dialect: Dialect) -> None:
     tool = ScriptedTool(dialect)
     tool.session.unhook()

@@ -12,6 +12,7 @@ from policyc.kvmi import (
     V12,
     Action,
     ControlEvents,
+    ControlSinglestep,
     Dialect,
     Event,
     EventKind,
@@ -261,6 +262,38 @@ def test_a_guest_that_is_denied_everything_still_ticks(dialect: Dialect) -> None
         assert tool.pump() == []
     assert machine.read_int("jiffies") == 20
     assert machine.read_int("task_turns") >= 20
+
+
+def test_what_kvm_cannot_emulate_repeats_in_v12_and_passes_in_v7() -> None:
+    for dialect in (V7, V12):
+        tool = guard(dialect, "cmpxchg16b")
+        run, event = tool.caught("cmpxchg16b")
+        events = tool.reply(event)
+        if dialect is V12:
+            (again,) = events
+            assert isinstance(again, Event)
+            assert (again.regs, again.gpa, again.seq) == (event.regs, event.gpa, event.seq + 1)
+            assert not run.result().changed
+        else:
+            assert events == []
+            assert run.result().changed
+
+
+def test_stepping_over_one_instruction_as_tools_do_it(dialect: Dialect) -> None:
+    """Rights back, single-step on, RETRY; at the SINGLESTEP event rights away and single-step off."""
+    tool = guard(dialect, "cmpxchg16b")
+    tool.enable(EventKind.SINGLESTEP)
+    run, event = tool.caught("cmpxchg16b")
+    tool.connection.send(set_page(event.gpa, PageAccess.RWX))
+    tool.connection.send(ControlSinglestep(0, True))
+    *_, step = tool.reply(event, Action.RETRY)
+    assert isinstance(step, Event)
+    assert (step.kind, step.rip) == (EventKind.SINGLESTEP, event.rip + 6)
+    tool.connection.send(set_page(event.gpa, PageAccess.R))
+    tool.connection.send(ControlSinglestep(0, False))
+    assert all(isinstance(each, Reply) for each in tool.reply(step))
+    assert tool.finish(run).changed
+    assert tool.caught("straddle")[1].gpa >> 12 == event.gpa >> 12
 
 
 def test_an_exception_whose_frame_cannot_be_pushed_is_an_event_too(dialect: Dialect) -> None:

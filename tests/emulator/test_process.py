@@ -177,6 +177,7 @@ def test_a_tool_that_comes_late_and_one_that_comes_again(dialect: Dialect, tmp_p
         tool.greet()
         tool.socket.sendall(b"\xff" * 64)
         assert guest.hear("disconnected")["reason"].startswith("the tool broke the protocol: ")
+        tool.close()
         SocketTool(server).close()
     guest.type("quit")
     assert guest.end() == 0
@@ -252,7 +253,7 @@ def test_a_tool_sees_the_boot_from_its_first_instruction(dialect: Dialect, tmp_p
     """Connected before the guest runs: no LSTAR yet, and the write that sets it is an event."""
     path = tmp_path / "tool.sock"
     with listening(path) as server:
-        guest = GuestThread(options(path, dialect=dialect.name, firmware=True, settle=60.0))
+        guest = GuestThread(options(path, dialect=dialect.name, firmware=3600.0, settle=60.0))
         tool = SocketTool(server)
         tool.greet()
         before = tool.ask(GetRegisters(0, (0xC000_0082,)))
@@ -260,7 +261,7 @@ def test_a_tool_sees_the_boot_from_its_first_instruction(dialect: Dialect, tmp_p
         assert before.msrs[0].data == 0
         tool.ask(ControlMsr(0, 0xC000_0082, True))
         tool.ask(ControlEvents(0, EventKind.MSR, True))
-        guest.type("cont")
+        guest.type("boot")
         event: Event = tool.next(Event)
         assert isinstance(event.data, MsrData)
         assert (event.data.msr, event.data.old) == (0xC000_0082, 0)

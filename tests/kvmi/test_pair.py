@@ -32,7 +32,7 @@ from policyc.kvmi import (
     State,
     VcpuState,
 )
-from policyc.kvmi.kernel import BadCommandReceived, Received
+from policyc.kvmi.received import BadCommandReceived, Received
 from tests.support import kvmi_strategies as any_
 from tests.support.kvmi_pair import Pair
 

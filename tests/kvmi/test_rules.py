@@ -166,6 +166,8 @@ OWN: list[tuple[Dialect, str, str, int | str]] = [
     (V7, "ControlCmdResponse", "01_01_00_01_00000000", CLOSES),
     (V7, "ControlCmdResponse", "01_01_00_00_01000000", CLOSES),
     (V7, "ControlCmdResponse", "01_01_01_00_00000000", 0),
+    (V7, "ControlCmdResponse", "00_01_00_00_00000000", SILENT),
+    (V7, "ControlCmdResponse", "00_02_00_00_00000000", 0),
     (V12, "ControlCleanup", "01_00000000000000", RECEIVED),
     (V12, "ControlCleanup", "02_00000000000000", -22),
     (V12, "ControlCleanup", "00_00000000000001", -22),

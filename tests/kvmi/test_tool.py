@@ -51,7 +51,8 @@ from policyc.kvmi import (
 from policyc.kvmi.codec import codec_of
 from policyc.kvmi.connection import MAX_UNREAD
 from policyc.kvmi.handshake import encode_hello
-from policyc.kvmi.tool import MAX_OUTSTANDING, MAX_VCPUS, EventReplyRefused
+from policyc.kvmi.received import EventReplyRefused
+from policyc.kvmi.tool import MAX_OUTSTANDING, MAX_VCPUS
 from tests.support.kvmi_pair import HELLO, Pair
 from tests.support.kvmi_wire import COMPUTED_STATE
 
@@ -450,6 +451,16 @@ def test_a_refused_switch_leaves_replies_on() -> None:
     assert isinstance(refused.result, Refused)
     assert tool.outstanding == 1
     assert tool.next_event() == Reply(second, GetInfo(), GetInfoReply(2))
+
+
+@pytest.mark.parametrize("now", [True, False])
+def test_a_refused_switch_alone(now: bool) -> None:
+    tool = opened(V7)
+    seq = tool.send(ControlCmdResponse(False, now))
+    tool.receive_data(bytes.fromhex(f"1b000800 {seq:02x}000000 ffffffff00000000"))
+    assert isinstance(tool.next_event(), Reply)
+    tool.send(GetInfo())
+    assert tool.outstanding == 1
 
 
 def test_failures_while_replies_are_off_can_be_reported() -> None:

@@ -57,7 +57,7 @@ class SocketTool:
 
     def greet(self) -> Hello:
         """Read the hello and answer it; the version is negotiated before anything else is heard."""
-        hello = self.next(Hello)
+        hello: Hello = self.next(Hello)
         self.connection.answer_hello(self._secret)
         self.next(Negotiated)
         return hello
