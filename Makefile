@@ -11,10 +11,18 @@ GUEST_STAMP := $(VENV)/guest.stamp
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 PIP_FLAGS   :=
 
+FUZZ_SECONDS ?= 300
+FUZZ_CORPUS  := .fuzz-corpus
+
+# The fuzzer comes as a binary wheel for the most common machine alone.
+FUZZ_BRIEFLY := if $(BIN)/python -c 'import atheris' 2>/dev/null; \
+	then $(BIN)/python -m tests.fuzz.fuzz_kvmi $(FUZZ_CORPUS) -runs=5000 -verbosity=0; \
+	else echo 'left out: there is no atheris for this machine'; fi
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-.PHONY: help test check demo format clean distclean
+.PHONY: help test check fuzz demo format clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +33,9 @@ test: $(DEV_STAMP) ## set up .venv where needed, then formatting, lint, types an
 check: PIP_FLAGS := --quiet
 check: $(DEV_STAMP) ## the same checks, silent about the set-up
 	@$(run-checks)
+
+fuzz: $(DEV_STAMP) ## look for inputs that break the wire package, for FUZZ_SECONDS (300)
+	$(BIN)/python -m tests.fuzz.fuzz_kvmi $(FUZZ_CORPUS) -max_total_time=$(FUZZ_SECONDS)
 
 demo: $(GUEST_STAMP) ## a guest attacks itself, policyc stops it: no root, no KVM
 	@$(BIN)/policyc demo
@@ -45,7 +56,8 @@ set -e; \
 echo '== ruff format'; $(BIN)/ruff format --check .; \
 echo '== ruff check';  $(BIN)/ruff check .; \
 echo '== mypy';        $(BIN)/mypy; \
-echo '== pytest';      $(BIN)/pytest --quiet
+echo '== pytest';      $(BIN)/pytest --quiet; \
+echo '== fuzz';        $(FUZZ_BRIEFLY)
 endef
 
 # One sentence for each thing that a machine may lack, instead of what pip or venv would print.

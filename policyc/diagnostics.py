@@ -132,11 +132,32 @@ CODES: Final = _table(
     Code("P307", _E, "no such field here", "The event that the rule is about doesn't carry this field."),
     Code("P308", _E, "doesn't go together", "The parts of a condition can't be joined or compared with each other."),
     Code("P309", _E, "condition too long", "A condition is longer than one may be that is evaluated at each event."),
+    Code("P310", _E, "code can't be restored", "Bytes that a vCPU may be executing can't be written from outside."),
     Code("P401", _W, "excepted code unguarded", "Code that an exception trusts could be rewritten by anyone."),
     Code("P404", _W, "rule never matches", "Nothing that a guest can do ever fits this rule."),
     Code("P405", _W, "rule stands twice", "The same rule stands in the policy already."),
     Code("P406", _E, "test without cases", "A test that claims nothing can't fail."),
+    Code("P407", _W, "condition always holds", "The condition is true whenever it is asked, so it says nothing."),
+    Code("P408", _W, "exception without effect", "Nothing that the rule is about ever fits the exception."),
+    Code("P409", _E, "exception without limit", "The exception lifts the rule whenever the rule would apply."),
+    Code(
+        "P410", _W, "rule decides nothing", "Stricter rules, always in force, cover everything that the rule is about."
+    ),
+    Code("P411", _W, "allow without effect", "There is no rule that this `allow` could set aside."),
+    Code("P412", _W, "exception past its end", "The exception was meant to end, and it is still in force."),
+    Code("P413", _N, "exception near its end", "The exception is meant to end within a month."),
+    Code(
+        "P414", _W, "code named in a condition", "A condition trusts addresses, and not the code that was bound there."
+    ),
+    Code(
+        "P415", _W, "busy pages", "The guest often uses what shares pages with what is guarded, or the guarded itself."
+    ),
+    Code("P416", _W, "freed after boot", "The kernel gives this memory to others once it runs."),
+    Code("P417", _N, "size inferred", "A size is the distance to the next symbol, since the profile has none."),
+    Code("P418", _N, "rights widened", "The hardware can't hold exactly these rights, so more is denied."),
     Code("P502", _E, "rights that hardware lacks", "No page can be given the rights that the rule needs."),
+    Code("P503", _E, "foreign code on guarded pages", "Pages that may not be executed hold other code too."),
+    Code("P504", _E, "plan too large", "The policies come to more than a plan may hold."),
     Code("P801", _E, "test failed", "The policy decides otherwise than a case of a test expects."),
     Code("P802", _E, "test undecided", "The policy's verdict turns on a fact that the case doesn't give."),
 )

@@ -251,3 +251,52 @@ def test_compile__a_name_that_is_no_text_is_shown_escaped(folder: Path) -> None:
     assert ran.code == 1
     assert "\x1b" not in ran.out
     assert " --> <U+001B>[31m\ufffd.policy:3:15\n" in ran.out
+
+
+# ---- imports
+
+
+def test_imports__are_read_from_the_folder_of_the_file_that_imports(folder: Path) -> None:
+    (folder / "p" / "sub" / "all.policy").write_text('import "../text.policy"\nimport "calls.policy"\n')
+    content, _ = plan_of(folder, "p/sub/all.policy")
+    plan = load(content)
+    assert [policy.name for policy in plan.policies] == ["calls", "text"]
+    assert [file.path for file in plan.sources] == ["../text.policy", "calls.policy"]
+
+
+def test_imports__of_what_is_named_too_are_one_file(folder: Path) -> None:
+    before, _ = plan_of(folder, "p")
+    (folder / "p" / "all.policy").write_text('import "text.policy"\nimport "sub/../sub/calls.policy"\n')
+    ran = call_policyc("compile", "p", "--profile", "kernel.profile", "-o", "-", cwd=folder)
+    assert json.loads(ran.out)["core"]["rules"] == json.loads(before)["core"]["rules"]
+
+
+def test_imports__mistakes_are_shown_under_the_names_that_lead_there(folder: Path) -> None:
+    (folder / "p" / "sub" / "bad.policy").write_text('import "../../typo.policy"\nimport "missing.policy"\n')
+    ran = call_policyc("check", "sub/bad.policy", "--profile", "../kernel.profile", cwd=folder / "p")
+    assert ran.code == 1
+    assert " --> sub/bad.policy:2:8\n" in ran.out
+    assert "`missing.policy` can't be imported: there is no such file" in ran.out
+    (folder / "p" / "sub" / "bad.policy").write_text('import "../../typo.policy"\n')
+    ran = call_policyc("check", "sub/bad.policy", "--profile", "../kernel.profile", cwd=folder / "p")
+    assert " --> ../typo.policy:3:15\n" in ran.out
+
+
+def test_imports__of_standard_input_are_read_from_the_current_folder(folder: Path) -> None:
+    ran = call_policyc(
+        "check",
+        "sub/calls.policy",
+        "-",
+        "--profile",
+        "../kernel.profile",
+        cwd=folder / "p",
+        input='import "text.policy"',
+    )
+    assert (ran.code, ran.out) == (0, "2 files checked: nothing to report\n")
+
+
+def test_imports__of_what_is_no_text(folder: Path) -> None:
+    (folder / "binary.policy").write_bytes(b"\0")
+    ran = call_policyc("check", "-", "--profile", "kernel.profile", cwd=folder, input='import "binary.policy"')
+    assert (ran.code, ran.err) == (1, "")
+    assert ran.out.startswith("error[P121]: `binary.policy` holds a NUL character at byte 0\n")

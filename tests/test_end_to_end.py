@@ -6,6 +6,7 @@ from its own RAM. The tool is the service that `policyc run` runs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from policyc.emulator.routines import ROUTINES, Memory
 from policyc.guest.profile import Profile
 from policyc.guest.readers import build_profile
 from policyc.plan.model import Plan
+from tests.support.audit_schema import check_record
 
 HARMLESS = "on hypercall 34/24 log"
 
@@ -68,6 +70,10 @@ def guarded(profile: Profile, text: str, dialect: str, folder: Path) -> Iterator
     finally:
         tool.stop()
         guest.stop()
+    lines = (folder / "audit.ndjson").read_text().splitlines()
+    assert lines
+    for line in lines:
+        check_record(json.loads(line))
 
 
 def ticks(tool: WatchedTool) -> int:

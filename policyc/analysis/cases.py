@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from policyc.analysis.probes import Asked, Probe, TooManyProbesError, probes_of
 from policyc.analysis.reasons import mildest, missing_fields
@@ -46,17 +47,16 @@ class Answer:
     missing: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tables:
-    """One plan's verdicts, and those where fields that aren't given count as what is milder."""
+    """One plan's verdicts, and, made when it is first asked for, those where what isn't given makes them milder."""
 
     verdicts: VerdictTable
-    mildest: VerdictTable
 
-    @staticmethod
-    def of(table: VerdictTable) -> Tables:
-        """Both, from the first."""
-        return Tables(table, mildest(table))
+    @cached_property
+    def mildest(self) -> VerdictTable:
+        """The table where a field that isn't given counts as what is milder."""
+        return mildest(self.verdicts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Unit:
 
 def unit_of(source: Source, plan: Plan, tests: tuple[ResolvedTest, ...], sources: Mapping[str, Source]) -> Unit:
     """The unit, with its tables."""
-    return Unit(source, plan, Tables.of(link_time_table(plan)), tests, sources)
+    return Unit(source, plan, Tables(link_time_table(plan)), tests, sources)
 
 
 def run_test(test: ResolvedTest, unit: Unit) -> tuple[CaseResult, ...]:

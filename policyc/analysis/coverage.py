@@ -71,7 +71,7 @@ def noticed(unit: Unit, results: Iterable[CaseResult]) -> Iterator[tuple[Part, b
 
 
 def _is_missed(unit: Unit, exception: int | None, index: int, touching: Iterable[tuple[CaseResult, Answer]]) -> bool:
-    tables = Tables.of(_without(unit.tables.verdicts, index, exception))
+    tables = Tables(_without(unit.tables.verdicts, index, exception))
     return any(not meets(result.case.effect, answer(said.probe, tables)) for result, said in touching)
 
 

@@ -74,7 +74,7 @@ def explain(case: ResolvedCase, plan: Plan) -> tuple[Explanation, ...]:
         UnresolvedPlaceError: a place of the plan has no extents before it is bound.
         TooManyProbesError: the case comes to more accesses than are asked about.
     """
-    tables = Tables.of(link_time_table(plan))
+    tables = Tables(link_time_table(plan))
     found: dict[object, tuple[Answer, list[Extent]]] = {}
     for probe in probes_of(case, tables.verdicts, plan.guest.image_base):
         said = answer(probe, tables)
@@ -130,4 +130,4 @@ def _mechanism(column: Column, key: EventKey | None, effect: Effect | None, dial
 def _exists(key: EventKey, dialect: str) -> bool:
     if dialect not in EVENTS[key.word].dialects:
         return False
-    return key.word != "msr" or any(key.numbers[0] in span for span in MSR_RANGES[dialect])
+    return key.word != "msr" or any(number in span for number in key.numbers for span in MSR_RANGES[dialect])

@@ -10,7 +10,7 @@ from policyc.addresses import Gva
 from policyc.analysis.probes import linked
 from policyc.guest.profile import Profile
 from policyc.plan.model import Plan
-from policyc.plan.pages import PageRun, page_runs
+from policyc.plan.pages import PageRun, denied_on, page_runs
 from policyc.plan.places import Base, Extent
 from policyc.plan.sweep import Segment
 from policyc.plan.tables import segments_of
@@ -23,7 +23,7 @@ MAX_NEIGHBOURS = 8
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A symbol that no rule is about on a page that is guarded: whatever touches it so pays for its neighbour."""
+    """A symbol that no rule guards on a page that is guarded: whoever touches it pays for what lies beside it."""
 
     name: str
     start: int
@@ -37,7 +37,7 @@ class GuardedPages:
     Attributes:
         span: the bytes of the pages, at slide 0.
         rules: the rules about bytes on them.
-        neighbours: symbols on them that no rule is about, at most `MAX_NEIGHBOURS`; empty without a profile.
+        neighbours: symbols on them that no rule guards, at most `MAX_NEIGHBOURS`; empty without a profile.
         more_neighbours: how many further ones there are.
     """
 
@@ -60,7 +60,7 @@ def page_map(plan: Plan, profile: Profile | None = None) -> tuple[GuardedPages, 
     """
     segments = segments_of(plan)
     found = []
-    for run in page_runs(segments, plan.rules, plan.cpu):
+    for run in page_runs(segments, plan.rules, plan.cpu, plan.guest.code):
         inside = _within(segments[run.base], run)
         span = linked(Extent(run.base, run.start, run.end), plan.guest.image_base)
         rules = sorted({index for segment in inside for index in segment.members})
@@ -68,7 +68,8 @@ def page_map(plan: Plan, profile: Profile | None = None) -> tuple[GuardedPages, 
         more = 0
         if profile is not None and span.base is Base.VIRTUAL:
             shift = span.start - run.start
-            gaps = _gaps(span, [(segment.start + shift, segment.end + shift) for segment in inside])
+            guarded = [segment for segment in inside if denied_on(plan.rules, segment.members)]
+            gaps = _gaps(span, [(segment.start + shift, segment.end + shift) for segment in guarded])
             names, more = _neighbours(profile, gaps)
         found.append(GuardedPages(run, span, tuple(rules), tuple(names), more))
     return tuple(found)

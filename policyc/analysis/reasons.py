@@ -92,7 +92,8 @@ def why_not(table: VerdictTable, asked: Asked, index: int) -> WhyNot:
 
 def table_with(table: VerdictTable, index: int, rule: Rule) -> VerdictTable:
     """The table with another rule in the place of one: with other clauses, over the same bytes."""
-    guards = {number: guard for number, guard in table.guards.items() if number != index}
+    guards = dict(table.guards)
+    guards.pop(index, None)
     guards.update((index, guard) for guard in guards_of((rule,), table.code).values())
     return replace(table, rules=(*table.rules[:index], rule, *table.rules[index + 1 :]), guards=guards)
 

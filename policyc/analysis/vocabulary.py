@@ -24,6 +24,7 @@ from policyc.catalog import (
     MSR_RANGES,
     MSRS,
     NOT_EVENTS,
+    RATE_SECONDS,
     RETRYABLE,
     SEVERITIES,
     VECTORS,
@@ -77,6 +78,7 @@ class Kind(Enum):
     SEVERITY = "severity"
     MODE = "mode"
     PLATFORM = "platform"
+    UNIT = "unit of time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ def _keywords() -> Iterator[Word]:
 
 def _effects() -> Iterator[Word]:
     for spec in EFFECTS.values():
-        yield Word(spec.word, Kind.EFFECT, spec.doc, {"rank": int(spec.kind), "followed_by": spec.argument})
+        yield Word(spec.word, Kind.EFFECT, spec.doc, {"rank": int(spec.kind), "argument": spec.argument})
     for word, kind in MECHANISM_WORDS.items():
         doc = f"`by {word}` carries a `deny` out in this way and no other."
         yield Word(word, Kind.WAY, doc, {"rank": int(kind), "phrase": PHRASES[kind]})
@@ -149,7 +151,7 @@ def _events() -> Iterator[Word]:
     for spec in EVENTS.values():
         facts: dict[str, Fact] = {
             "column": spec.column.name.lower(),
-            "followed_by": None if spec.parameter is Parameter.NONE else spec.parameter.value,
+            "argument": None if spec.parameter is Parameter.NONE else spec.parameter.name.lower(),
             "dialects": list(spec.dialects),
             "kvmi": spec.kvmi,
         }
@@ -203,6 +205,8 @@ def _settings() -> Iterator[Word]:
         yield Word(word, Kind.MODE, KEYWORDS["mode"][1])
     for pair in PLATFORMS:
         yield Word(" ".join(pair), Kind.PLATFORM, "Guests of this system, in a header: `for linux x86_64`.")
+    for word, seconds in RATE_SECONDS.items():
+        yield Word(word, Kind.UNIT, f"In `at most N per {word}`.", {"seconds": seconds})
 
 
 _WORDS = (_keywords, _effects, _accesses, _events, _fields, _registers, _places, _settings)

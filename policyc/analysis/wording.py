@@ -24,6 +24,7 @@ _VECTOR_WORDS = {number: word for word, number in VECTORS.items()}
 _MSR_WORDS = {number: word for word, number in MSRS.items()}
 _TIME_UNITS = (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1))
 _ACCESS_LETTERS = {bit: word for word, bit in ACCESS_WORDS.items()}
+ALL_ACCESSES = Access.R | Access.W | Access.X
 
 
 def effect_text(effect: Effect | None, event: EventKey | None = None) -> str:
@@ -44,19 +45,19 @@ def effect_text(effect: Effect | None, event: EventKey | None = None) -> str:
 
 def event_text(key: EventKey) -> str:
     """The event as a rule has it, such as `msr lstar` or `hypercall 34/24`."""
-    match EVENTS[key.word].parameter:
-        case Parameter.MSR:
-            return f"{key.word} {_MSR_WORDS.get(key.numbers[0], hex(key.numbers[0]))}"
-        case Parameter.READ_WRITE:
-            return f"{key.word} {access_text(Access(key.numbers[0]))}"
-        case Parameter.PAIR:
-            return f"{key.word} {'/'.join(map(str, key.numbers))}"
-        case Parameter.LEAF:
-            return f"{key.word} {key.numbers[0]:#x}"
-        case Parameter.CREATED:
-            return f"{key.word} created"
-        case Parameter.NONE:
-            return key.word
+    match EVENTS[key.word].parameter, key.numbers:
+        case Parameter.MSR, (number,):
+            words = [_MSR_WORDS.get(number, hex(number))]
+        case Parameter.READ_WRITE, (number,):
+            words = [access_text(Access(number & ALL_ACCESSES))]
+        case Parameter.PAIR, (first, second):
+            words = [f"{first}/{second}"]
+        case Parameter.CREATED, ():
+            words = ["created"]
+        case _:
+            # A CPUID leaf, nothing, or what no policy says and a plan may hold all the same.
+            words = [hex(number) for number in key.numbers]
+    return " ".join([key.word, *words])
 
 
 def access_text(access: Access) -> str:
@@ -132,5 +133,7 @@ def _bits_of(event: EventKey | None) -> Mapping[str, int]:
     """The named bits of the register that the event is about."""
     if event is None:
         return {}
-    word = _MSR_WORDS.get(event.numbers[0], "") if event.word == "msr" else event.word
+    word = event.word
+    if word == "msr" and len(event.numbers) == 1:
+        word = _MSR_WORDS.get(event.numbers[0], word)
     return CONTROL_BITS.get(word, {})

@@ -77,7 +77,7 @@ def _show_plan(plan: Plan) -> None:
             span = f"{segment.start:#x}..{segment.end:#x}"
             click.echo(f"  {span:22} {segment.end - segment.start:#7x}  {rules}")
     click.echo("\n  pages from _text         count  rights  collateral")
-    for run in page_runs(segments, plan.rules, plan.cpu):
+    for run in page_runs(segments, plan.rules, plan.cpu, plan.guest.code):
         span = f"{run.start:#x}..{run.end:#x}"
         click.echo(f"  {span:22} {run.pages:7}  {run.allowed.rwx}     {run.collateral} bytes")
     click.echo("\n  events                          rules")

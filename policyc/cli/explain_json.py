@@ -52,7 +52,10 @@ class JsonPrinter(Printer):
                 "start": hex(said.asked.start),
                 "size": said.asked.size,
                 "name": self._address(said.asked.base, said.asked.start),
-                "ranges": [{"start": hex(span.start), "end": hex(span.end)} for span in one.spans],
+                "ranges": [
+                    {"start": hex(span.start), "end": hex(span.end), "name": self._address(span.base, span.start)}
+                    for span in one.spans
+                ],
                 "page_rights": "rwx" if run is None else run.run.allowed.rwx,
                 "collateral": said.verdict.collateral,
             }

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from policyc.analysis.addresses import extent_text
+from policyc.analysis.addresses import extent_text, symbol_text
 from policyc.analysis.explanation import Explanation, Part, on_the_wire
 from policyc.analysis.page_map import GuardedPages, page_map
 from policyc.analysis.wording import (
@@ -26,7 +26,7 @@ from policyc.cli.explain_printer import Printer
 from policyc.compiler.resolved import ResolvedCase
 from policyc.diagnostics import printable
 from policyc.plan.model import Effect, EventKey, Rule, Watch
-from policyc.plan.places import Base
+from policyc.plan.places import Base, Extent
 from policyc.plan.verdicts import MemoryAccess
 
 __all__ = ["TextPrinter"]
@@ -92,7 +92,7 @@ class TextPrinter(Printer):
         yield f"  {printable(rule.id)}  ({printable(rule_place(self._plan, index))})"
         yield f"    {printable(rule_text(self._plan, index))}"
         for exemption in rule.exemptions:
-            owner = f" owner {exemption.owner}" if exemption.owner is not None else ""
+            owner = f' owner "{exemption.owner}"' if exemption.owner is not None else ""
             until = f" until {exemption.until}" if exemption.until is not None else ""
             text = f'{exemption_text(self._plan, exemption)} because "{exemption.because}"{owner}{until}'
             yield f"    {printable(text)}"
@@ -129,8 +129,10 @@ class TextPrinter(Printer):
         if said.verdict.effect != said.verdict.would:
             yield f"  in monitor mode: the reply is {self._effect(said.verdict.effect, event)}"
         if said.missing:
+            words = " and ".join(f"`{word}`" for word in said.missing)
+            given = "aren't" if len(said.missing) > 1 else "isn't"
             mild = effect_text(said.mildest, event)
-            yield f"  it turns on {' and '.join(said.missing)}, which isn't given: at the mildest it is {mild}"
+            yield f"  it turns on {words}, which {given} given: at the mildest it is {mild}"
         told, remark = self._is_told(one, pages)
         if remark is not None:
             yield f"  {remark}"
@@ -150,9 +152,13 @@ class TextPrinter(Printer):
         if case.size is not None:
             place = self._address(asked.base, one.answer.probe.spans[0].start)
             return f"{access_text(asked.access)} {count(case.size, 'byte')} at {place}"
-        listed = ", ".join(extent_text(span) for span in one.spans[:MAX_RANGES])
+        listed = ", ".join(map(self._range, one.spans[:MAX_RANGES]))
         more = f" and {count(len(one.spans) - MAX_RANGES, 'more range')}" if len(one.spans) > MAX_RANGES else ""
         return f"{access_text(asked.access)} anywhere in {listed}{more}"
+
+    def _range(self, span: Extent) -> str:
+        symbol = symbol_text(span.start, self._profile) if span.base is Base.VIRTUAL else None
+        return extent_text(span) + (f" ({symbol})" if symbol is not None else "")
 
     def _is_told(self, one: Explanation, pages: Sequence[GuardedPages]) -> tuple[bool, str | None]:
         """Whether the tool gets to know of it, and what is to be said about that."""

@@ -29,10 +29,12 @@ COMMANDS: tuple[CommandRow, ...] = (
     CommandRow("Policies", "compile", "compile", "turn policy files into a plan"),
     CommandRow("Policies", "explain", "explain", "say how a plan decides, and why"),
     CommandRow("Policies", "test", "test", "run the tests that stand in policy files"),
+    CommandRow("Policies", "words", "words", "look up the words of the language"),
     CommandRow("Guests", "profile", "profile", "find out where a guest's kernel has its sections and symbols"),
     CommandRow("Guests", "guest", "guest", "run a guest that speaks KVMI, without KVM"),
     CommandRow("Enforcement", "demo", "demo", "see attacks on a small guest stopped"),
     CommandRow("Enforcement", "run", "run", "enforce a plan on the guest that connects"),
+    CommandRow("Enforcement", "doctor", "doctor", "explain what is there between policyc and a guest"),
 )
 """Every command of `policyc`."""
 

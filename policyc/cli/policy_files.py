@@ -1,5 +1,7 @@
 """Finds the policy files that a command names: files as they are, every `*.policy` in and below a folder, `-` once.
 
+What those import is read when the compiler asks for it.
+
 Names differ for two readers. A plan keeps paths relative to the folder of the first input, so that it is the same from
 wherever it was compiled; the user reads the paths as they were typed.
 """
@@ -7,7 +9,7 @@ wherever it was compiled; the user reads the paths as they were typed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,10 +38,27 @@ class PolicyFiles:
 
     sources: tuple[Source, ...]
     unreadable: tuple[Diagnostic, ...]
-    _typed: Mapping[str, Source]
+    _home: Path
+    _typed: dict[str, Source]
 
     def __len__(self) -> int:
         return len(self.sources) + len(self.unreadable)
+
+    def load(self, importer: str, path: str) -> Source | Diagnostic:
+        """The file that `path`, in the file called `importer`, means; or why it isn't text.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        folder = Path.cwd() if importer == shown_name(STDIN) else (self._home / importer).parent
+        kept = _kept(str(folder / path), self._home)
+        if kept not in self._typed:
+            shown = os.path.normpath(Path(self._typed[importer].name).parent / path)
+            read = decode_source(shown, read_file(str(folder / path), limit=MAX_FILE_BYTES))
+            if isinstance(read, Diagnostic):
+                return read
+            self._typed[kept] = read
+        return Source(kept, self._typed[kept].text)
 
     def as_typed(self, diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
         """`diagnostics`, which point into `sources`, under the names that the user typed."""
@@ -67,7 +86,7 @@ def read_policies(names: Sequence[str]) -> PolicyFiles:
     unreadable: list[Diagnostic] = []
     typed: dict[str, Source] = {}
     for name in _files(names):
-        kept = shown_name(name) if name == STDIN else Path(os.path.relpath(name, home)).as_posix()
+        kept = shown_name(name) if name == STDIN else _kept(name, home)
         if kept in typed:
             continue
         read = decode_source(shown_name(name), read_file(name, limit=MAX_FILE_BYTES))
@@ -76,7 +95,12 @@ def read_policies(names: Sequence[str]) -> PolicyFiles:
             continue
         typed[kept] = read
         sources.append(Source(kept, read.text))
-    return PolicyFiles(tuple(sources), tuple(unreadable), typed)
+    return PolicyFiles(tuple(sources), tuple(unreadable), home, typed)
+
+
+def _kept(name: str, home: Path) -> str:
+    """The name that a plan keeps: the same for every way to write the path."""
+    return Path(os.path.relpath(name, home)).as_posix()
 
 
 def _files(names: Sequence[str]) -> Iterator[str]:

@@ -105,7 +105,7 @@ def compile_inputs(
     """One plan of all the policies, None after an error or without a profile; and all findings, in the user's names."""
     from policyc.compiler.pipeline import compile_policies
 
-    result = compile_policies(policies.sources, profile, options)
+    result = compile_policies(policies.sources, profile, options, policies.load)
     findings = [*policies.unreadable, *policies.as_typed(result.diagnostics)]
     return None if policies.unreadable else result.plan, findings
 

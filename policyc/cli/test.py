@@ -45,7 +45,9 @@ __all__ = ["command"]
     metavar="PERCENT",
     help="Fail if less of the rules and exceptions is exercised; implies --coverage.",
 )
-@click.option("--mutate", is_flag=True, help="Take each rule and exception away in turn, and say which no test misses.")
+@click.option(
+    "--mutate", is_flag=True, help="Take each rule and exception away in turn, and say without which no test fails."
+)
 def command(
     files: tuple[str, ...],
     profile: str,
@@ -69,7 +71,7 @@ def command(
     fails.
 
     Exit code 1 means that a case failed, that a policy has errors, that less is exercised than --coverage-min asks
-    for, or that --mutate found what no test misses.
+    for, or that --mutate found what can be taken away without a test failing.
     """
     from policyc.compiler.checks import CheckOptions
 
@@ -94,14 +96,15 @@ def _compiled(policies: PolicyFiles, profile: Profile, options: CheckOptions) ->
     found = [*policies.unreadable]
     with progress("compiling", len(policies.sources)) as tick:
         for source in policies.sources:
-            result = compile_policies([source], profile, options)
+            result = compile_policies([source], profile, options, policies.load)
             found += (error for error in result.diagnostics if error.severity is Severity.ERROR)
             if result.plan is not None:
                 tests = next(policy.tests for policy in result.policies if policy.source.name == source.name)
                 sources = {policy.source.name: policy.source for policy in result.policies}
                 units.append(unit_of(source, result.plan, tests, sources))
             tick()
-    return units, policies.as_typed(found)
+    # What several files import has its mistakes in the plan of each.
+    return units, list(dict.fromkeys(policies.as_typed(found)))
 
 
 def _wanted(text: str | None) -> Callable[[str], bool]:
@@ -115,15 +118,15 @@ def _run(units: list[Unit], profile: Profile, wanted: Callable[[str], bool]) -> 
         CommandError: there are none.
     """
     from policyc.analysis.report import run_unit
+    from policyc.analysis.wording import count
 
-    if not any(unit.tests for unit in units):
+    names = [test.name for unit in units for test in unit.tests]
+    if not names:
         fact = "there is no test in these files"
         raise CommandError(ExitCode.USAGE, fact, help='write one: `test "NAME" { write kernel .text => deny }`')
-    if not any(wanted(test.name) for unit in units for test in unit.tests):
-        names = ", ".join(f"`{test.name}`" for unit in units for test in unit.tests)
-        raise CommandError(
-            ExitCode.USAGE, "no test has a name that contains the text of --filter", help=f"there are {names}"
-        )
+    if not any(map(wanted, names)):
+        fact = f"none of the {count(len(names), 'test')} has a name that contains the text of --filter"
+        raise CommandError(ExitCode.USAGE, fact, help=f"the first one is called `{names[0]}`")
     runs = []
     with progress("testing", len(units)) as tick:
         for unit in units:

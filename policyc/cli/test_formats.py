@@ -1,7 +1,7 @@
 """What came of a run of tests, for people and for machines.
 
-Sources: the JUnit XML that CI systems read has no standard; this keeps to what the schema of the Jenkins xUnit plugin
-allows (elements testsuites, testsuite, testcase, failure, error, and their attributes).
+The JUnit XML that CI systems read has no standard; elements and attributes are those of the `xunit1` family of pytest's
+`--junit-xml` (pytest documentation, `junit_family`), which says in which file and line a case stands.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def _mutation_lines(outcome: Outcome, report: Report) -> Iterator[str]:
     if report.unnoticed is None:
         return
     if not report.unnoticed:
-        yield "each rule and exception is missed by a test when it is taken away"
-    yield from _part_lines(outcome, "no test misses", report.unnoticed)
+        yield "take any rule or exception away, and a test fails"
+    yield from _part_lines(outcome, "take away one of these, and no test fails", report.unnoticed)
 
 
 def _part_lines(outcome: Outcome, heading: str, parts: Sequence[PartText]) -> Iterator[str]:

@@ -16,6 +16,7 @@ WORDS_VERSION = 1
 def words_json(carried_out: frozenset[Mechanism]) -> str:
     """The document; `carried_out` is what the runtime of this version can do."""
     document: dict[str, Fact] = {
+        "format": "policyc-words",
         "version": WORDS_VERSION,
         "dialects": list(TARGETS),
         "columns": [

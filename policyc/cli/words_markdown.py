@@ -40,9 +40,9 @@ Row = Sequence[str]
 _HEAD = """\
 # The words of the language
 
-Written by `policyc reference words` from the tables that the compiler itself reads. How the words make sentences is in
-[the language by example](../language.md), the syntax in [grammar/policy.lark](../../grammar/policy.lark), what is said
-about mistakes in [diagnostics.md](diagnostics.md).
+Written by `policyc words --format markdown` from the tables that the compiler itself reads. How the words make
+sentences is in [the language by example](../language.md), the syntax in
+[grammar/policy.lark](../../grammar/policy.lark), what is said about mistakes in [diagnostics.md](diagnostics.md).
 """
 
 
@@ -95,8 +95,8 @@ def _legality() -> str:
         "An empty cell is refused by the compiler (P304), which then says what is legal. A name in a cell is the\n"
         "mechanism that brings the effect about; what each means on the wire stands below.",
         _table(("", *(_code(phrase) for phrase in phrases)), rows),
-        "`retry N then EFFECT` answers RETRY up to N times and then does what EFFECT does; where its cell is empty, it\n"
-        "can't stand. `pin` is for `cr0`, `cr4` and `msr efer` alone. `deny by skip` is the same as `skip`.",
+        "`retry N then EFFECT` answers RETRY up to N times and then does what EFFECT does; where its cell is empty,\n"
+        "it can't stand. `pin` is for `cr0`, `cr4` and `msr efer` alone. `deny by skip` is the same as `skip`.",
     )
 
 
@@ -251,6 +251,7 @@ def _settings(words: dict[Kind, list[Word]]) -> str:
             ("`mode`", Kind.MODE),
             ("`by`", Kind.WAY),
             ("`for`", Kind.PLATFORM),
+            ("`per`", Kind.UNIT),
         )
     ]
     return _section("Words behind keywords", _table(("Behind", "One of"), rows))

@@ -42,6 +42,7 @@ SCOPES: Mapping[Kind, str] = MappingProxyType(
         Kind.SEVERITY: "support.constant.severity",
         Kind.MODE: "support.constant.mode",
         Kind.PLATFORM: "support.constant.platform",
+        Kind.UNIT: "support.constant.unit",
     }
 )
 """What themes colour each kind of word by; `.policy` is added. Keywords go by their roles."""
@@ -100,6 +101,8 @@ def _names() -> Iterable[Pattern]:
     yield _captures(
         f"{_START}({_terminal('NAME')}){_BLANK}({_terminal('SECTION')})", SCOPES[Kind.IMAGE], SCOPES[Kind.SECTION]
     )
+    # On a line of its own.
+    yield _match(_START + _terminal("SECTION"), SCOPES[Kind.SECTION])
     yield _captures(f"{_START}(let){_BLANK}({_terminal('NAME')})", ROLE_SCOPES[Role.STATEMENT], "entity.name.variable")
     yield _match(f"{_START}{image}\\.[A-Za-z_][A-Za-z0-9_.$-]*", "invalid.illegal.glued")
 
@@ -117,6 +120,7 @@ def _pairs() -> Iterable[Pattern]:
     yield _pair("severity", clause, Kind.SEVERITY)
     yield _pair("mode", clause, Kind.MODE)
     yield _pair("by", clause, Kind.WAY)
+    yield _pair("per", clause, Kind.UNIT)
     platforms = "|".join(word.replace(" ", _BLANK) for word in _words(Kind.PLATFORM))
     yield _captures(f"{_START}(for){_BLANK}({platforms}){_END}", clause, SCOPES[Kind.PLATFORM])
 

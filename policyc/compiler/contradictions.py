@@ -45,7 +45,7 @@ class Facts:
     """What is known before any condition is asked.
 
     Attributes:
-        values: what a field can be, by its word; every field that isn't here has 64 bits.
+        values: what a field can be, by its word, ascending; every field that isn't here has 64 bits.
         places: the bytes of the places that the condition numbers; None where they aren't known.
         changes: whether `old` and `new` always differ.
     """
@@ -166,9 +166,8 @@ class _Range:
     """What one field can still be."""
 
     def __init__(self, values: Sequence[int] | None) -> None:
-        self._listed = values if values is not None and len(values) <= MAX_LISTED else None
-        self._lowest = min(values[0], values[-1]) if values else 0
-        self._highest = max(values[0], values[-1]) if values else ALL_ONES
+        self._lowest, self._highest = (values[0], values[-1]) if values is not None else (0, ALL_ONES)
+        self._listed = values if self._highest - self._lowest < MAX_LISTED else None
         self._ones = 0
         self._zeros = 0
 
@@ -206,6 +205,8 @@ class _Range:
             case Bits(_, (_, Number(mask))), "==":
                 self._ones |= number
                 self._zeros |= mask & ~number
+            case Bits(_, (_, Number(mask))), "!=" if number == 0 and mask & (mask - 1) == 0:
+                self._ones |= mask
 
     def _misses(self, comparison: Comparison) -> bool:
         """Whether bits that are known leave a masked value none but the one that it isn't."""

@@ -29,6 +29,10 @@ which got there by a tail jump, as `text_poke_memcpy` gets to `memcpy`.
 """
 
 
+CODE_SECTIONS = (".text", ".init")
+"""Sections of the kernel image that hold code."""
+
+
 def guest_facts(profile: Profile) -> GuestFacts:
     """The facts of this profile's kernel."""
     kernel = profile.kernel
@@ -41,7 +45,16 @@ def guest_facts(profile: Profile) -> GuestFacts:
         profile_digest=profile.digest,
         build_id=profile.identity.build_id,
         banner=profile.identity.banner,
+        code=_code(kernel, profile.anchor),
     )
+
+
+def _code(kernel: Image, anchor: int) -> tuple[Extent, ...] | None:
+    """The kernel's text and what runs at boot, which shares its section with data."""
+    if kernel.section(CODE_SECTIONS[0]) is None:
+        return None
+    spans = [span for name in CODE_SECTIONS if (span := kernel.section(name)) is not None and span.start >= anchor]
+    return tuple(sorted(Extent(Base.IMAGE, span.start - anchor, span.end - anchor) for span in spans))
 
 
 def _copy_routines(kernel: Image, anchor: int) -> tuple[Extent, ...]:

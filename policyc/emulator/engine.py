@@ -17,8 +17,9 @@ from unicorn import x86_const as x86
 
 from policyc.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
 from policyc.emulator.codewatch import CodeWatch
+from policyc.emulator.context import GPR_NAMES, Context
 from policyc.emulator.decode import INSTRUCTION_MAX, Instruction, address_in_page, decode
-from policyc.emulator.quirks import GPR_NAMES, Context, measure
+from policyc.emulator.quirks import measure
 from policyc.emulator.scan import SENSITIVE
 from policyc.emulator.stops import (
     Breakpoint,
@@ -33,11 +34,11 @@ from policyc.emulator.stops import (
     Stop,
 )
 from policyc.emulator.tlb import Reason, Refusal, Tlb
-from policyc.emulator.unicorn_setup import MSR_EFER, open_engine
+from policyc.emulator.unicorn_setup import MSR_EFER, RegisterReader, open_engine
 from policyc.emulator.walk import FETCH, WRITE, Paging, translate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from policyc.emulator.memory import Memory
 
@@ -47,7 +48,6 @@ _IDS: Final[Mapping[str, int]] = {
     name: getattr(x86, f"UC_X86_REG_{name.upper()}")
     for name in (*GPR_NAMES, "rflags", "cr0", "cr2", "cr3", "cr4", "cr8", "cs", "ss", "gdtr", "idtr", "tr")
 }
-_FPU_WORDS: Final = (x86.UC_X86_REG_FPCW, x86.UC_X86_REG_FPSW, x86.UC_X86_REG_FPTAG, x86.UC_X86_REG_MXCSR)
 _PAGE: Final = ~(PAGE_SIZE - 1)
 VECTORS_WITH_CODE: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21})
 """Exceptions that push an error code."""
@@ -72,6 +72,7 @@ class Engine:
     Attributes:
         memory: the machine's RAM.
         context: the CPU state, as it was when the last run ended.
+        efer: IA32_EFER.
         instructions: how many were executed since the engine was opened; each turn of a REP counts.
 
     Raises:
@@ -81,12 +82,13 @@ class Engine:
     def __init__(self, memory: Memory, cpu: str = "intel") -> None:
         self.memory = memory
         self._uc = open_engine(memory.host_address, memory.size, cpu)
+        self._read = RegisterReader(self._uc)
         self.context = Context(self._uc, measure())
         self._watch = CodeWatch(self._uc)
         self._tlb = Tlb(self._uc, memory, self._watch)
         self._interrupt: int | None = None
         self._invalid = False
-        self._efer = self.msr_read(MSR_EFER)
+        self.efer = self.msr_read(MSR_EFER)
         self.instructions = 0
         self._uc.hook_add(UC_HOOK_TLB_FILL, self._tlb.fill)
         self._uc.hook_add(UC_HOOK_INTR, self._interrupted)
@@ -122,7 +124,7 @@ class Engine:
                 stop = self._run_once(1)
         finally:
             self._watch.pass_at = None
-            self._efer = self.msr_read(MSR_EFER)
+            self.efer = self.msr_read(MSR_EFER)
             if lifted:
                 self._tlb.lifted = _NOTHING_LIFTED
                 self._tlb.flush()
@@ -130,8 +132,7 @@ class Engine:
 
     def get(self, name: str) -> int:
         """A register by its lower-case name: general, `rip`, `rflags`, `cr0` to `cr8`, `cs`, `ss`."""
-        value: int = self._uc.reg_read(_IDS[name])
-        return value
+        return self._read(_IDS[name])
 
     def set(self, name: str, value: int) -> None:
         """Write a register; a control register as the instruction would, with what follows for the TLB."""
@@ -157,36 +158,17 @@ class Engine:
         """Write an MSR, without the checks that WRMSR makes."""
         self._uc.msr_write(index, value)
         if index == MSR_EFER:
-            self._efer = self.msr_read(MSR_EFER)
+            self.efer = self.msr_read(MSR_EFER)
             self._tlb.flush()
 
-    def fpu_words(self) -> tuple[int, int, int, int]:
-        """x87 control, status and tag word, and MXCSR."""
-        control, status, tags, mxcsr = (self._uc.reg_read(register) for register in _FPU_WORDS)
-        return control, status, tags, mxcsr
+    def read_native(self, register: int) -> int | tuple[int, int]:
+        """A register by Unicorn's number for it, in Unicorn's form: for those that are no plain 64 bits."""
+        value: int | tuple[int, int] = self._uc.reg_read(register)
+        return value
 
-    def set_fpu_words(self, control: int, status: int, tags: int, mxcsr: int) -> None:
-        """Write what `fpu_words` reads."""
-        for register, value in zip(_FPU_WORDS, (control, status, tags, mxcsr), strict=True):
-            self._uc.reg_write(register, value)
-
-    def x87_registers(self) -> list[tuple[int, int]]:
-        """ST0 to ST7 as mantissa and exponent."""
-        return [self._uc.reg_read(x86.UC_X86_REG_FP0 + number) for number in range(8)]
-
-    def set_x87_registers(self, values: Sequence[tuple[int, int]]) -> None:
-        """Write what `x87_registers` reads."""
-        for number, value in enumerate(values):
-            self._uc.reg_write(x86.UC_X86_REG_FP0 + number, value)
-
-    def xmm_registers(self) -> list[int]:
-        """XMM0 to XMM15."""
-        return [self._uc.reg_read(x86.UC_X86_REG_XMM0 + number) for number in range(16)]
-
-    def set_xmm_registers(self, values: Sequence[int]) -> None:
-        """Write what `xmm_registers` reads."""
-        for number, value in enumerate(values):
-            self._uc.reg_write(x86.UC_X86_REG_XMM0 + number, value)
+    def write_native(self, register: int, value: int | tuple[int, int]) -> None:
+        """Write what `read_native` reads."""
+        self._uc.reg_write(register, value)
 
     @property
     def cpl(self) -> int:
@@ -211,8 +193,9 @@ class Engine:
     def read_virtual(self, gva: int, size: int) -> bytes:
         """Up to `size` bytes at a guest virtual address: as many as are mapped to RAM, whatever the rights."""
         found = b""
+        cr3 = self.get("cr3")
         while size:
-            gpa = translate(self.memory, self.get("cr3"), gva)
+            gpa = translate(self.memory, cr3, gva)
             part = min(size, PAGE_SIZE - (gva & ~_PAGE))
             if gpa is None or gpa + part > self.memory.size:
                 break
@@ -249,7 +232,7 @@ class Engine:
         self._begin()
         error = None
         try:
-            self._uc.emu_start(self.get("rip"), 0, count=budget)
+            self._uc.emu_start(self.context.rip, 0, count=budget)
         except UcError as reason:
             error = reason
         self.context.load()
@@ -281,7 +264,7 @@ class Engine:
         self.context.load()
         cr0, _, _, cr3, cr4 = self.context.control_registers()
         _, base, limit, _ = self.context.segment("gdt")
-        self._tlb.begin(Paging(cr0, cr3, cr4, self._efer, 0, 0), range(base & _PAGE, base + limit + 1, PAGE_SIZE))
+        self._tlb.begin(Paging(cr0, cr3, cr4, self.efer, 0, 0), range(base & _PAGE, base + limit + 1, PAGE_SIZE))
 
     def _refused(self, refusal: Refusal, budget: int) -> Stop | None:
         if refusal.reason is Reason.NEW_CODE:
@@ -394,7 +377,7 @@ class Engine:
 
     def _exact(self, refusal: Refusal) -> Gva:
         """The address within the page: the event's GVA, or CR2."""
-        rip = self.get("rip")
+        rip = self.context.rip
         if refusal.kind == FETCH:
             return Gva(max(rip, refusal.page))
         insn = self.instruction()

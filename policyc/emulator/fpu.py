@@ -5,15 +5,25 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
+from unicorn import x86_const as x86
+
 if TYPE_CHECKING:
     from policyc.emulator.engine import Engine
 
 __all__ = ["XSAVE_BYTES", "XsaveError", "read_xsave", "write_xsave"]
 
 XSAVE_BYTES: Final = 4096
+_CONTROL: Final = x86.UC_X86_REG_FPCW
+_STATUS: Final = x86.UC_X86_REG_FPSW
+_TAGS: Final = x86.UC_X86_REG_FPTAG
+_MXCSR: Final = x86.UC_X86_REG_MXCSR
+_ST_REGISTERS: Final = tuple(x86.UC_X86_REG_FP0 + number for number in range(8))
+_XMM_REGISTERS: Final = tuple(x86.UC_X86_REG_XMM0 + number for number in range(16))
+
 _HEAD: Final = struct.Struct("<HHBxHQQII")  # FCW, FSW, abridged FTW, FOP, FIP, FDP, MXCSR, MXCSR_MASK
 _ST: Final = 32
 _XMM: Final = 160
+_XMM_END: Final = _XMM + 16 * 16
 _XSTATE_BV: Final = 512
 _X87_AND_SSE: Final = 3
 _MXCSR_MASK: Final = 0xFFFF
@@ -26,14 +36,16 @@ class XsaveError(ValueError):
 
 def read_xsave(engine: Engine) -> bytes:
     """The state of x87 and SSE; every other component is in its initial state."""
-    control, status, tags, mxcsr = engine.fpu_words()
+    control, status, tags, mxcsr = (_word(engine, register) for register in (_CONTROL, _STATUS, _TAGS, _MXCSR))
     abridged = sum(1 << number for number in range(8) if tags >> 2 * number & 3 != _EMPTY)
     area = bytearray(XSAVE_BYTES)
     _HEAD.pack_into(area, 0, control, status, abridged, 0, 0, 0, mxcsr, _MXCSR_MASK)
-    for number, (mantissa, exponent) in enumerate(engine.x87_registers()):
-        struct.pack_into("<QH", area, _ST + 16 * number, mantissa, exponent)
-    for number, value in enumerate(engine.xmm_registers()):
-        area[_XMM + 16 * number : _XMM + 16 * (number + 1)] = value.to_bytes(16, "little")
+    for at, register in zip(range(_ST, _XMM, 16), _ST_REGISTERS, strict=True):
+        value = engine.read_native(register)
+        assert isinstance(value, tuple)
+        struct.pack_into("<QH", area, at, *value)
+    for at, register in zip(range(_XMM, _XMM_END, 16), _XMM_REGISTERS, strict=True):
+        area[at : at + 16] = _word(engine, register).to_bytes(16, "little")
     struct.pack_into("<Q", area, _XSTATE_BV, _X87_AND_SSE)
     return bytes(area)
 
@@ -50,8 +62,16 @@ def write_xsave(engine: Engine, area: bytes) -> None:
     if components & ~_X87_AND_SSE or mxcsr & ~_MXCSR_MASK:
         raise XsaveError
     tags = sum((0 if abridged >> number & 1 else _EMPTY) << 2 * number for number in range(8))
-    engine.set_fpu_words(control, status, tags, mxcsr)
-    engine.set_x87_registers([struct.unpack_from("<QH", area, _ST + 16 * number) for number in range(8)])
-    engine.set_xmm_registers(
-        [int.from_bytes(area[_XMM + 16 * number : _XMM + 16 * (number + 1)], "little") for number in range(16)]
-    )
+    for register, word in ((_CONTROL, control), (_STATUS, status), (_TAGS, tags), (_MXCSR, mxcsr)):
+        engine.write_native(register, word)
+    for at, register in zip(range(_ST, _XMM, 16), _ST_REGISTERS, strict=True):
+        mantissa, exponent = struct.unpack_from("<QH", area, at)
+        engine.write_native(register, (mantissa, exponent))
+    for at, register in zip(range(_XMM, _XMM_END, 16), _XMM_REGISTERS, strict=True):
+        engine.write_native(register, int.from_bytes(area[at : at + 16], "little"))
+
+
+def _word(engine: Engine, register: int) -> int:
+    value = engine.read_native(register)
+    assert isinstance(value, int)
+    return value

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from policyc.emulator.commands import DIFFERENCES, CommandError, execute
+from policyc.emulator.command_rows import CommandError
+from policyc.emulator.commands import execute
+from policyc.emulator.differences import DIFFERENCES
 from policyc.emulator.registers import read_state
 from policyc.kvmi import (
     CLOSED,

@@ -1,12 +1,6 @@
-"""What Unicorn doesn't offer: fields of its saved CPU context and its instruction counter, found by measuring.
+"""Finding out where the installed Unicorn keeps what `Context` reads and patches.
 
-Three things can't be had through Unicorn's interface. The exception in flight is never forgotten, since Unicorn stops
-instead of delivering it: the second fault of an engine would arrive as a double fault. Writing CS doesn't change the
-privilege level. And how many instructions a run took isn't told, so a halt can't be told from the end of a budget. All
-three lie in plain memory: the context that `uc_context_save` copies is `CPUX86State` of QEMU 5.0 (target/i386/cpu.h),
-and the counter is a member of `struct uc_struct` (include/uc_priv.h).
-
-`measure` finds each field by putting a value there and looking where it turns up, then tries the result out. An engine
+Each field is found by putting a value there and looking where it turns up, and the result is tried out. An engine
 whose layout isn't the expected one is refused before a guest runs on it.
 """
 
@@ -15,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -23,25 +16,16 @@ import unicorn
 from unicorn import UC_HOOK_INTR, UC_HOOK_TLB_FILL, Uc, UcError
 from unicorn import x86_const as x86
 
+from policyc.emulator.context import GPR_NAMES, SEGMENT_ORDER, SEGMENT_STRIDE, Context, Layout, handle_of
 from policyc.emulator.unicorn_setup import open_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from unicorn.unicorn import UcContext
+__all__ = ["LayoutError", "measure"]
 
-__all__ = ["GPR_NAMES", "Context", "Layout", "LayoutError", "measure"]
-
-SEGMENT_STRIDE: Final = 24
-SEGMENT_ORDER: Final = ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr", "gdt", "idt")
-_SEGMENT: Final = struct.Struct("<IxxxxQII")  # SegmentCache: selector, base, limit, flags
-
-GPR_NAMES: Final = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)), "rip")
-"""In the order in which the saved context has them."""
 _MSRS: Final = (0x175, 0x176, 0x277, 0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084, 0xC000_0102)
-
 _DESCRIPTORS: Final = (0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF)
-_CPL_MASK: Final = 3
 _SCRATCH_BYTES: Final = 0x10000
 _STRUCT_SEARCH: Final = 0x4000
 _MARK: Final = 0x1BAD_B002_0000_0000
@@ -55,85 +39,6 @@ class LayoutError(Exception):
             f"unicorn {unicorn.__version__} doesn't keep {field} where policyc can find it: install unicorn 2.1.4 or a"
             " later 2.1 release (pip install 'policyc[guest]')"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Byte offsets in the saved context, and of the instruction counter in `struct uc_struct`."""
-
-    gprs: int
-    hflags: int
-    segments: int
-    cr: int
-    error_code: int
-    is_software: int
-    old_exception: int
-    msrs: Mapping[int, int]
-    counter: int
-
-
-class Context:
-    """The CPU state of one engine as a block of memory: `load` it, read and patch fields, `store` it."""
-
-    __slots__ = ("_bytes", "_context", "_counter", "_layout", "_uc")
-
-    def __init__(self, uc: Uc, layout: Layout) -> None:
-        self._uc = uc
-        self._layout = layout
-        self._context = uc.context_save()
-        self._bytes = _bytes_of(self._context)
-        self._counter = ctypes.c_uint64.from_address(_handle(uc) + layout.counter)
-
-    def load(self) -> None:
-        """Copy the engine's state into the block."""
-        self._uc.context_update(self._context)
-
-    def store(self) -> None:
-        """Copy the block into the engine's state."""
-        self._uc.context_restore(self._context)
-
-    @property
-    def instructions(self) -> int:
-        """How many instructions the last run began; one more than its budget if the budget ended it."""
-        return self._counter.value
-
-    def gprs_and_rip(self) -> tuple[int, ...]:
-        """RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15, RIP."""
-        return struct.unpack_from("<17Q", self._bytes, self._layout.gprs)
-
-    def control_registers(self) -> tuple[int, ...]:
-        """CR0, 0, CR2, CR3, CR4."""
-        return struct.unpack_from("<5Q", self._bytes, self._layout.cr)
-
-    def segment(self, name: str) -> tuple[int, int, int, int]:
-        """Selector, base, limit, and attributes as bits 8 to 23 of a descriptor's second word have them."""
-        at = self._layout.segments + SEGMENT_ORDER.index(name) * SEGMENT_STRIDE
-        selector, base, limit, flags = _SEGMENT.unpack_from(self._bytes, at)
-        return selector, base, limit, flags
-
-    def msr(self, index: int) -> int:
-        """One of the MSRs that Unicorn keeps as it was written."""
-        value: int = struct.unpack_from("<Q", self._bytes, self._layout.msrs[index])[0]
-        return value
-
-    def exception(self) -> tuple[int, bool]:
-        """Error code of the last exception, and whether an INT instruction raised it."""
-        code, software = struct.unpack_from("<Ii", self._bytes, self._layout.error_code)
-        return code, bool(software)
-
-    def set_segment(self, name: str, selector: int, base: int, limit: int, flags: int) -> None:
-        """Set a segment register with its hidden part."""
-        at = self._layout.segments + SEGMENT_ORDER.index(name) * SEGMENT_STRIDE
-        _SEGMENT.pack_into(self._bytes, at, selector, base, limit, flags)
-
-    def set_privilege(self, cpl: int) -> None:
-        """Set the privilege level that Unicorn checks by, which a write to CS leaves as it is."""
-        (flags,) = struct.unpack_from("<I", self._bytes, self._layout.hflags)
-        struct.pack_into("<I", self._bytes, self._layout.hflags, (flags & ~_CPL_MASK) | cpl)
-
-    def forget_exception(self) -> None:
-        """Let the next fault be the first: without this it would be a double fault."""
-        struct.pack_into("<I", self._bytes, self._layout.old_exception, 0xFFFF_FFFF)
 
 
 @lru_cache(maxsize=1)
@@ -256,7 +161,7 @@ class _Probe:
         try:
             memory = os.open("/proc/self/mem", os.O_RDONLY)
             try:
-                block = os.pread(memory, _STRUCT_SEARCH, _handle(self.uc))
+                block = os.pread(memory, _STRUCT_SEARCH, handle_of(self.uc))
             finally:
                 os.close(memory)
         except OSError as error:
@@ -306,16 +211,6 @@ def _map_flat(uc: Uc, gva: int, access: int, entry: unicorn.unicorn.uc_tlb_entry
     entry.paddr = gva
     entry.perms = unicorn.UC_PROT_ALL
     return gva < _SCRATCH_BYTES
-
-
-def _bytes_of(context: UcContext) -> memoryview:
-    address = ctypes.cast(context.context, ctypes.c_void_p).value
-    assert address is not None
-    return memoryview((ctypes.c_ubyte * context.size).from_address(address)).cast("B")
-
-
-def _handle(uc: Uc) -> int:
-    return int(uc._uch.value)
 
 
 def _occurrences(block: bytes, wanted: bytes) -> list[int]:

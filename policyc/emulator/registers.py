@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from policyc.emulator.quirks import GPR_NAMES
+from policyc.emulator.context import GPR_NAMES
 from policyc.emulator.unicorn_setup import MSR_EFER
 from policyc.kvmi import CpuMode, DescriptorTable, EventMsrs, Registers, Segment, SystemRegisters, VcpuState
 
@@ -83,7 +83,7 @@ def read_system_registers(engine: Engine) -> SystemRegisters:
         cr3=cr3,
         cr4=cr4,
         cr8=engine.get("cr8"),
-        efer=engine.msr_read(MSR_EFER),
+        efer=engine.efer,
         apic_base=APIC_BASE,
     )
 

@@ -13,7 +13,7 @@ from unicorn import x86_const as x86
 
 from policyc.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
 from policyc.emulator.memory import ALL_RIGHTS
-from policyc.emulator.unicorn_setup import BLIND_FRAME, NOWHERE_FRAME, flush_tlb
+from policyc.emulator.unicorn_setup import BLIND_FRAME, NOWHERE_FRAME, RegisterReader, flush_tlb
 from policyc.emulator.walk import (
     CR4_SMAP,
     FETCH,
@@ -77,6 +77,7 @@ class Tlb:
 
     def __init__(self, uc: Uc, memory: Memory, watch: CodeWatch) -> None:
         self._uc = uc
+        self._read = RegisterReader(uc)
         self._memory = memory
         self._watch = watch
         self._written: set[int] = set()
@@ -163,11 +164,11 @@ class Tlb:
 
     def _paging_now(self, page: int) -> Paging:
         cr0, cr3, cr4, efer, rflags, _ = self.paging
-        cpl = self._uc.reg_read(x86.UC_X86_REG_CS) & 3
+        cpl = self._read(x86.UC_X86_REG_CS) & 3
         if cpl == 3 and page in self._descriptors:
             cpl = 0
         if cr4 & CR4_SMAP and cpl != 3:
-            rflags = self._uc.reg_read(x86.UC_X86_REG_RFLAGS)
+            rflags = self._read(x86.UC_X86_REG_RFLAGS)
         return Paging(cr0, cr3, cr4, efer, rflags, cpl)
 
     def _following(self, page: int) -> bytes | None:

@@ -1,7 +1,8 @@
 """One way to write a policy: statements in the order written, clauses in a fixed one, comments where they were.
 
-A statement without exceptions stands on one line if it fits. Otherwise its clauses follow indented, each group on a
-line. Between statements one blank line is kept where the author left any.
+A statement with one clause at most stands on one line if it fits there; an exception never does. Otherwise each clause
+has an indented line of its own, so that a change to one is a change to one line. Between statements one blank line is
+kept where the author left any.
 """
 
 from __future__ import annotations
@@ -86,9 +87,10 @@ class _Block:
             return self._test(item)
         lines = lines_of(item, self._depth)
         attach(lines, self._within(item.span.start, item.span.end))
-        if isinstance(item, ast.Header) or _has_exceptions(item) or not fits_one_line(lines):
-            return lay_out(lines)
-        return lay_out([_merged(lines)])
+        at_most_one_clause = len(lines) <= 2 and not _has_exceptions(item)
+        if at_most_one_clause and not isinstance(item, ast.Header) and fits_one_line(lines):
+            lines = [_merged(lines)]
+        return lay_out(lines)
 
     def _test(self, test: ast.Test) -> list[str]:
         before = self._within(test.span.start, test.cases[0].span.start if test.cases else test.span.end)

@@ -71,18 +71,21 @@ def _header(header: ast.Header) -> list[Line]:
 
 
 def _clauses(clauses: ast.Clauses, depth: int, guard: bool = True) -> list[Line]:
-    """The clauses in their order: who and when, how, why, the exceptions, and what is recorded."""
+    """A line for each clause, in their order: who and when, how, why, the exceptions, and what is recorded."""
     lines = [
         _list("from", clauses.origin[0].span.start, _places(clauses.origin)) if clauses.origin else [],
         _condition("when", clauses.guard) if clauses.guard and guard else [],
         _word("by", clauses.mechanism),
-        [*_text("because", clauses.reason), *_text("owner", clauses.owner)],
-        [atom for text in clauses.overriding for atom in _text("overriding", text)],
+        _text("because", clauses.reason),
+        _text("owner", clauses.owner),
+        *(_text("overriding", text) for text in clauses.overriding),
         *(_exemption(exemption) for exemption in clauses.exemptions),
-        [*_word("severity", clauses.severity), *(atom for text in clauses.tags for atom in _text("tag", text))],
-        [*_limit(clauses.limit), *_word("mode", clauses.mode)],
+        _word("severity", clauses.severity),
+        *(_text("tag", text) for text in clauses.tags),
+        _limit(clauses.limit),
+        _word("mode", clauses.mode),
     ]
-    return [Line(atoms, depth) for atoms in lines if atoms]
+    return [Line(atoms, depth, hang=1) for atoms in lines if atoms]
 
 
 def _exemption(exemption: ast.Exemption) -> list[Atom]:

@@ -72,6 +72,7 @@ def _guest(guest: Object) -> GuestFacts:
         profile_digest=guest["profile"],
         build_id=guest["build_id"],
         banner=guest["banner"],
+        code=None if guest["code"] is None else tuple(_extent(extent) for extent in guest["code"]),
     )
 
 

@@ -37,7 +37,7 @@ def encode_core(plan: Plan) -> dict[str, Json]:
                 "allowed": run.allowed.rwx,
                 "guarded": run.guarded,
             }
-            for run in page_runs(segments, plan.rules, plan.cpu)
+            for run in page_runs(segments, plan.rules, plan.cpu, plan.guest.code)
         ],
         "verdicts": {
             "ranges": [
@@ -76,6 +76,7 @@ def _guest(guest: GuestFacts) -> dict[str, Json]:
         "image_base": hex(guest.image_base),
         "landmarks": {name: hex(guest.landmarks[name]) for name in sorted(guest.landmarks)},
         "copy_routines": [_extent(extent) for extent in guest.copy_routines],
+        "code": None if guest.code is None else [_extent(extent) for extent in guest.code],
         "profile": guest.profile_digest,
         "build_id": guest.build_id,
         "banner": guest.banner,

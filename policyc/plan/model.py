@@ -180,6 +180,7 @@ class GuestFacts:
         image_base: link address of the byte that image extents are counted from.
         landmarks: symbol -> link address, for finding the running kernel and recognising it.
         copy_routines: leaf routines that store on behalf of their caller, as image extents.
+        code: where the image has code, as image extents; None where the profile doesn't know.
         banner: the text at `linux_banner`, where the profile knows it.
         profile_digest: digest of the profile that the extents came from.
     """
@@ -192,6 +193,7 @@ class GuestFacts:
     profile_digest: str
     build_id: str | None = None
     banner: str | None = None
+    code: tuple[Extent, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

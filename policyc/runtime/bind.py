@@ -6,15 +6,15 @@ hold there and the stricter answer wins: an `allow` never reaches through an ali
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from policyc.addresses import PAGE_SHIFT, Gfn, Gpa, Gva, GvaRange, Range
+from policyc.addresses import PAGE_SHIFT, Gfn, Gpa, Gva, GvaRange, Range, gfns_of
 from policyc.catalog import Access
 from policyc.guest.paging import AddressSpace, Translation, Unmapped, Walk, walk
 from policyc.guest.requests import PageReply, PageRequest
 from policyc.plan.model import Plan
-from policyc.plan.pages import denied_on, hold
+from policyc.plan.pages import denied_on, hold, may_hold_code
 from policyc.plan.places import Base, Extent
 from policyc.plan.sweep import Segment, sweep
 from policyc.plan.tables import code_places, condition_places, events_of, guards_of, segments_of
@@ -61,17 +61,18 @@ class _Piece:
 
     span: GvaRange
     rules: Group
+    base: Base
 
 
 def bind(
-    plan: Plan, location: Location, *, cpu: str = "any", skip_unmapped: bool = False
+    plan: Plan, location: Location, *, cpu: str | None = None, skip_unmapped: bool = False
 ) -> Generator[PageRequest, PageReply, Binding]:
     """Translate everything that the plan names.
 
     Args:
         plan: with extents for all of its places.
         location: from the search for the kernel.
-        cpu: whose page rights count, once the guest's processor is known.
+        cpu: whose page rights count, once the guest's processor is known; the plan's own choice until then.
         skip_unmapped: leave out bytes that aren't mapped, and list them, instead of refusing.
 
     Raises:
@@ -99,7 +100,7 @@ def bind(
     code = {
         place: _addresses(plan, location, place) for place in code_places(plan.rules) | condition_places(plan.rules)
     }
-    table, rights, notes = _physical_table(plan, pieces, found, cpu, code, copies)
+    table, rights, notes = _physical_table(plan, pieces, found, cpu or plan.cpu, code, copies, location)
     runs = [
         (part.gva_range.start, part.gva_range.end, part.gpa_start)
         for parts in found.ranges[len(pieces) :]
@@ -117,20 +118,20 @@ def _pieces(plan: Plan, location: Location) -> Iterable[_Piece]:
         for segment in segments:
             match base:
                 case Base.IMAGE:
-                    yield _piece(segment, image, None)
+                    yield _piece(base, segment, image, None)
                 case Base.VIRTUAL:
-                    yield _piece(segment, 0, None)
+                    yield _piece(base, segment, 0, None)
                 case Base.IDT | Base.GDT:
                     for table in location.idts if base is Base.IDT else location.gdts:
                         if segment.start < table.size:
-                            yield _piece(segment, table.start, table.end)
+                            yield _piece(base, segment, table.start, table.end)
                 case Base.PHYSICAL:
                     pass
 
 
-def _piece(segment: Segment, origin: int, limit: int | None) -> _Piece:
+def _piece(base: Base, segment: Segment, origin: int, limit: int | None) -> _Piece:
     end = origin + segment.end if limit is None else min(origin + segment.end, limit)
-    return _Piece(Range(Gva(origin + segment.start), Gva(end)), segment.members)
+    return _Piece(Range(Gva(origin + segment.start), Gva(end)), segment.members, base)
 
 
 def _slid(plan: Plan, location: Location, extent: Extent) -> GvaRange:
@@ -156,6 +157,7 @@ def _physical_table(
     cpu: str,
     code: Mapping[int, CodeRanges],
     copies: Sequence[GvaRange],
+    location: Location,
 ) -> tuple[VerdictTable, dict[Gfn, Access], tuple[str, ...]]:
     groups: dict[Group, int] = {}
     ranges = [
@@ -175,7 +177,9 @@ def _physical_table(
         (s.start, s.end, cells.setdefault(tuple(by_number[member] for member in s.members), len(cells)))
         for s in segments
     ]
-    rights, notes = _rights(plan, tuple(cells), numbered, cpu)
+    rights, notes = _rights(
+        plan, tuple(cells), numbered, cpu, lambda: _frames_without_code(plan, pieces, found, location)
+    )
     table = VerdictTable(
         rules=plan.rules,
         policies=tuple(policy.name for policy in plan.policies),
@@ -189,8 +193,32 @@ def _physical_table(
     return table, rights, notes
 
 
+def _frames_without_code(plan: Plan, pieces: Sequence[_Piece], found: Walk, location: Location) -> set[Gfn]:
+    """The frames of which it is certain that nothing on them is ever executed: data of the image, descriptor tables."""
+    image = plan.guest.image_base + location.slide
+    with_code: set[Gfn] = set()
+    without: set[Gfn] = set()
+    for piece, parts in zip(pieces, found.ranges[: len(pieces)], strict=True):
+        origin = image if piece.base is Base.IMAGE else 0
+        pages = CodeRanges((origin + start, origin + end) for start, end in may_hold_code(piece.base, plan.guest.code))
+        for part in parts:
+            if isinstance(part, Translation):
+                first = part.gva_range.start >> PAGE_SHIFT
+                for number, frame in enumerate(gfns_of(part.gpa_range)):
+                    page = (first + number) << PAGE_SHIFT
+                    (with_code if page in pages else without).add(Gfn(frame))
+    # A physical place says nothing of what its frames are used for.
+    for segment in segments_of(plan).get(Base.PHYSICAL, ()):
+        with_code.update(Gfn(n) for n in gfns_of(Range(Gpa(segment.start), Gpa(segment.end))))
+    return without - with_code
+
+
 def _rights(
-    plan: Plan, cells: Sequence[Cell], segments: Sequence[tuple[int, int, int]], cpu: str
+    plan: Plan,
+    cells: Sequence[Cell],
+    segments: Sequence[tuple[int, int, int]],
+    cpu: str,
+    frames_without_code: Callable[[], set[Gfn]],
 ) -> tuple[dict[Gfn, Access], tuple[str, ...]]:
     """The rights of every frame: the union of what its segments need denied, widened to what hardware can hold."""
     denied_in = [_denied(plan, cell) for cell in cells]
@@ -207,9 +235,12 @@ def _rights(
             gfn = Gfn(number)
             denied[gfn] = denied.get(gfn, Access.NONE) | denied_in[cell]
     held = {mask: hold(mask, cpu) for mask in set(denied.values())}
-    impossible = [mask for mask, result in held.items() if result.impossible]
-    if impossible:
-        raise BindError("the plan needs execute-only pages, and this guest's processor has none")
+    codeless: set[Gfn] = set()
+    if any(result.impossible for result in held.values()):
+        codeless = frames_without_code()
+        if any(held[mask].impossible for gfn, mask in denied.items() if gfn not in codeless):
+            raise BindError("the plan needs execute-only pages, and this guest's processor has none")
+        held = {mask: hold(mask, cpu, holds_code=not result.impossible) for mask, result in held.items()}
     notes = tuple(
         f"pages that deny {mask.rwx} also lose {result.widened.rwx}: the hardware can't hold less"
         for mask, result in sorted(held.items())

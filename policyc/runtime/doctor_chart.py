@@ -1,7 +1,7 @@
 """What an examination of a guest has found out so far, as plain facts without judgement.
 
-The chart is filled in as answers come, so that a guest which hangs up half-way leaves what it said before. Everything in
-it is the peer's claim: strings are made safe when they are shown, not here.
+The chart is filled in as answers come, so that a guest which hangs up half-way leaves what it said before. Everything
+in it is the peer's claim: strings are made safe when they are shown, not here.
 """
 
 from __future__ import annotations

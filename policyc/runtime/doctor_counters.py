@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
-from policyc.addresses import PAGE_SIZE, Gfn
+from policyc.addresses import PAGE_SIZE
 
 __all__ = ["looks_like_page_table", "runs_counters_only"]
 

@@ -30,6 +30,7 @@ from policyc.kvmi import (
     GetRegistersReply,
     Refused,
     ReplyData,
+    SetPageWriteBitmap,
     VcpuGetInfo,
     VcpuGetInfoReply,
 )
@@ -44,6 +45,9 @@ __all__ = ["MAX_LISTED_VCPUS", "examine"]
 LSTAR = 0xC000_0082
 BRAND_LEAVES = (0x8000_0002, 0x8000_0003, 0x8000_0004)
 EXTENDED_LEAVES = 0x8000_0000
+
+NEVER_ALLOWED = frozenset({CheckCommand(SetPageWriteBitmap)})
+"""What a kvmi-v7 kernel leaves out of the list of commands that a VMM can allow: it isn't worth waiting for."""
 
 MAX_LISTED_VCPUS = 4096
 """vCPUs that are asked one by one; a kernel that claims more has the rest taken for granted."""
@@ -93,7 +97,8 @@ def _permissions(chart: Chart, dialect: Dialect) -> Procedure[None]:
         found = [permission_of(result) for result in results[1:]]
         chart.commands = dict(zip(commands, found[: len(commands)], strict=True))
         chart.events = dict(zip(events, found[len(commands) :], strict=True))
-        if Permission.DENIED not in found or attempt == PERMISSION_RETRIES - 1:
+        denied = [check for check, answer in zip(checks, found, strict=True) if answer is Permission.DENIED]
+        if not set(denied) - NEVER_ALLOWED or attempt == PERMISSION_RETRIES - 1:
             return
         yield Sleep(PERMISSION_PAUSE)
 

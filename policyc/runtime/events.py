@@ -7,6 +7,7 @@ runs as a procedure.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from policyc.catalog import EVENTS, LEGALITY, Access, Column, EffectKind
 from policyc.kvmi import (
@@ -72,7 +73,9 @@ def _judge(state: State, event: Event, now: float) -> Procedure[None]:
     case = Examination(event, state.bound)
     try:
         verdict = yield from case.verdict()
-        effect = LET_PASS if state.monitor or verdict.effect is None else verdict.effect
+        if state.monitor:
+            verdict = replace(verdict, effect=None)
+        effect = verdict.effect or LET_PASS
         done = yield from MECHANISMS[LEGALITY[effect.kind][_column(event)]](case, effect)
     except TimedOutError as error:
         yield from _answer_strictly(case)

@@ -63,7 +63,7 @@ class State:
 
     Attributes:
         plan: what is to be enforced.
-        monitor: a ceiling: every event is let through, whatever the plan says, and recorded as it would have been.
+        monitor: a ceiling: every event is let through, whatever the plan says; records say what would have been done.
         phase: how far enforcement has come.
         bound: the plan in this guest's memory; one without rules until it is armed.
         hello: how the VMM introduced the guest.

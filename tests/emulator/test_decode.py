@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unicorn import UC_HOOK_MEM_READ, UC_HOOK_MEM_WRITE, UC_MEM_WRITE, Uc
 
+from policyc.emulator.context import GPR_NAMES
 from policyc.emulator.decode import accesses, decode
-from policyc.emulator.quirks import GPR_NAMES
 from tests.support.emulator_bench import CODE, DATA, GDT, SPARE, STACK, Bench
 
 INSTRUCTIONS = {

@@ -8,9 +8,10 @@ import pytest
 import unicorn
 
 from policyc.emulator import quirks
+from policyc.emulator.context import GPR_NAMES, Layout
 from policyc.emulator.engine import Engine
 from policyc.emulator.memory import Memory
-from policyc.emulator.quirks import GPR_NAMES, LayoutError, measure
+from policyc.emulator.quirks import LayoutError, measure
 
 
 def test_what_was_measured_is_what_the_engine_says() -> None:
@@ -58,4 +59,4 @@ def test_a_layout_that_is_wrong_does_not_pass_its_trial() -> None:
         values = {field: getattr(right, field) for field in right.__dataclass_fields__}
         values[name] += 4
         with pytest.raises(LayoutError):
-            quirks._try_out(quirks.Layout(**values))
+            quirks._try_out(Layout(**values))

@@ -83,7 +83,9 @@ let a = kernel:b,  # first
     # own line
     kernel .text
 
-deny write to kernel .text from a, b severity high  # trailing
+deny write to kernel .text
+    from a, b
+    severity high  # trailing
 deny write, read of kernel:x + 0xf
     when not (a or b) and c & d == 0xff or e in kernel:x - 8 size 4K
     tag "a"
@@ -96,9 +98,10 @@ guard: deny execute of kernel .text
     except from kernel:a because "why"  # t1
     # second
     except when cpl == 3 and rip in kernel:a_name_that_is_long_enough_to_break_a_line or foo(bar)
-            because "x" owner "me" until 2027-06-30
+        because "x" owner "me" until 2027-06-30
     severity low
-    at most 5 per second mode monitor  # end
+    at most 5 per second
+    mode monitor  # end
 test "t" {  # open
     write kernel:x => deny  # c1
 

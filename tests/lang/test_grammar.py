@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import pytest
 from lark import Lark
-from lark.exceptions import GrammarError
+from lark.exceptions import GrammarError, LexError
 from lark.parsers.lalr_analysis import LALR_Analyzer
 
 from policyc.lang import expected
@@ -33,6 +34,25 @@ def test_grammar__a_conflict_would_be_seen() -> None:
     assert ambiguous != grammar_text()
     with pytest.raises(GrammarError, match="Shift/Reduce conflict for terminal OWNER"):
         analyze(ambiguous)
+
+
+def load_strictly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load the parser as it is, but for Lark's strict mode: no conflicts, and no text that two terminals would match.
+
+    (Of terminals with the same priority, where the grammar allows both.)
+    """
+    monkeypatch.setattr("lark.Lark", functools.partial(Lark, strict=True))
+    load_parser.__wrapped__(EFFECT_WORDS)
+
+
+def test_grammar__is_accepted_by_strict_lark(monkeypatch: pytest.MonkeyPatch) -> None:
+    load_strictly(monkeypatch)
+
+
+def test_grammar__strict_lark_would_see_a_word_of_two_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("policyc.lang.text_to_tree.KEYWORD_PRIORITY", 0)
+    with pytest.raises(LexError, match="Collision between Terminals"):
+        load_strictly(monkeypatch)
 
 
 @pytest.mark.parametrize(

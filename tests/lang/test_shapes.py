@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyc.diagnostics import Diagnostic, Source
+from policyc.lang.limits import MAX_DEPTH
 from policyc.lang.parse import parse
 from policyc.lang.shapes import MAX_SHAPES, MAX_WORDS, Shapes
 from policyc.lang.text_to_tree import Failure, Parser, load_parser
@@ -70,6 +71,7 @@ def test_a_known_shape__gives_the_tree_that_lark_gives(many: list[list[str]], se
         ("on cr4 when ~(old | 3) & new != 0x10 and rip in module m .text deny\n", None),
         ('test "t" {\n    write kernel:x from 0x10 with cpl = 3 => deny\n    on cr0 => inject gp\n}\n', None),
         ('import "a"\n', 'import "b"\n'),
+        ("log read of kernel:x + 8, kernel:y - 8\n", "log read of nt:a + 0x1_0,  nt:b -  4K\n"),
     ],
 )
 def test_a_shape__is_known_when_it_comes_for_the_third_time(parser: Parser, first: str, other: str | None) -> None:
@@ -149,12 +151,22 @@ def test_shapes__forgetting_the_classes_of_words_changes_nothing(
     assert shown(file.statements) == shown(tuple(by_lark(source)[0]))
 
 
-def test_shapes__nesting_beyond_what_python_reads_is_left_to_lark(parser: Parser) -> None:
-    text = f"on cr3 when {'not ' * 60}cpl deny\n"
-    for _ in range(4):
-        file, diagnostics = parse(Source("p", text), EFFECT_WORDS)
-        assert file
-        assert not diagnostics
+def test_shapes__the_deepest_nesting_is_remembered_too(parser: Parser) -> None:
+    text = f"on cr3 when {'not ' * (MAX_DEPTH - 1)}cpl deny\n"
+    source = Source("p", text * 3)
+    file, diagnostics = parse(source, EFFECT_WORDS)
+    assert diagnostics == []
+    assert file
+    assert shown(file.statements) == shown(tuple(by_lark(source)[0]))
+    built = parser.shapes.build(source, 2 * len(text), len(source.text))
+    assert built is not None
+    assert shown(built) == shown(file.statements[2:])
+
+
+def test_shapes__a_text_without_statements_has_one_too(parser: Parser) -> None:
+    for _ in range(3):
+        assert [found.code for found in parse(Source("p", "# nothing\n"), EFFECT_WORDS)[1]] == ["P126"]
+    assert parser.shapes.build(Source("p", " # nothing at all"), 0, 17) == ()
 
 
 def test_parse__leaves_the_garbage_collector_as_it_was() -> None:

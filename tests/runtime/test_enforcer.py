@@ -35,10 +35,12 @@ from policyc.kvmi import (
 from policyc.runtime.records import VerdictRecord
 from policyc.runtime.state import Phase
 from policyc.runtime.steps import Inquire, Leave, Told
+from tests.support.audit_schema import check_records
 from tests.support.scripted_kernel import (
     IMAGE_BASE,
     SILENCE,
     SLIDE,
+    SYSTEM_MAP,
     Conversation,
     EventAnswer,
     ScriptedKernel,
@@ -93,7 +95,8 @@ def write_to(talk: Conversation, link_address: int, *, rip: int = MODULE_GVA, rs
 
 
 def done(talk: Conversation) -> list[str]:
-    """What the verdict records say was done."""
+    """What the verdict records say was done; all records keep to the schema."""
+    check_records(record.to_json(talk.plan) for record in talk.records)
     return [record.done for record in talk.records if isinstance(record, VerdictRecord)]
 
 
@@ -240,8 +243,6 @@ def test_arming__page_tables_that_never_rest_are_refused() -> None:
 
 
 def test_arming__a_profile_of_another_kernel_is_refused() -> None:
-    from tests.support.scripted_kernel import SYSTEM_MAP
-
     other = SYSTEM_MAP.replace(b"ffffffff81000c60 T asm_exc_page_fault", b"ffffffff81000c70 T asm_exc_page_fault")
     talk = Conversation(compile_plan(TEXT, system_map=other), ScriptedKernel(V7))
     talk.connect()
@@ -387,7 +388,7 @@ def test_monitor__a_ceiling_lets_everything_through_and_says_what_would_have_bee
     assert write_to(talk, SCHEDULE) == LET_PASS
     (record,) = talk.records
     described = record.to_json(talk.plan)
-    assert (described["effect"], described["would"], described["done"]) == ("deny", "deny", "let through")
+    assert (described["effect"], described["would"], described["done"]) == ("allow", "deny", "let through")
 
 
 def test_register__deny_writes_the_old_value(dialect: Dialect) -> None:

@@ -20,6 +20,7 @@ from policyc.runtime.records import JsonObject
 from policyc.runtime.service import PlanUnsupportedError, Service, ServiceOptions
 from policyc.runtime.session import Ending, SessionEnd
 from policyc.runtime.transport import Listener, TransportError
+from tests.support.audit_schema import check_record
 from tests.support.scripted_kernel import compile_plan
 
 HELLO = encode_hello(Hello(bytes(16), "vm1"))
@@ -234,5 +235,7 @@ def test_audit__is_one_document_a_line(running: Running) -> None:
         garbage(peer)
         running.wait()
     lines = [json.loads(line) for line in running.audit.read_text().splitlines()]
+    for line in lines:
+        check_record(line)
     assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
     assert {"time", "previous", "kind", "severity"} <= lines[0].keys()

@@ -32,7 +32,7 @@ TEXT_EXAMPLES = (
     ),
     CodeExample(
         "P104",
-        'Close the text on the line that it begins on. There are no escapes: a text can\'t hold a `"`.',
+        "Close the text on the line that it begins on. There are no escapes: a text can't hold a `\"`.",
         'log write to kernel .data because "we want to know\n',
         'log write to kernel .data because "we want to know"\n',
     ),
@@ -106,7 +106,7 @@ TEXT_EXAMPLES = (
     CodeExample(
         "P120",
         "Save the file as UTF-8.",
-        'on hypercall 34/24 log because "caf'.encode() + b'\xe9"\n',
+        b'on hypercall 34/24 log because "caf\xe9"\n',
         'on hypercall 34/24 log because "café"\n',
     ),
     CodeExample(
