@@ -116,6 +116,25 @@ def test_check__dialects_differ(folder: Path) -> None:
     assert codes == {"any": 1, "kvmi-v7": 0, "kvmi-v12": 1}
 
 
+def test_check__pages_that_cost_a_lot_have_to_be_accepted(folder: Path) -> None:
+    source = "deny execute of kernel:schedule\n"
+    arguments = ("check", "-", "--profile", "kernel.profile")
+    refused = call_policyc(*arguments, cwd=folder, input=source)
+    accepted = call_policyc(*arguments, "--accept-hot-pages", cwd=folder, input=source)
+    assert (refused.code, "error[P503]" in refused.out, "`--accept-hot-pages`" in refused.out) == (1, True, True)
+    assert (accepted.code, "P503" in accepted.out) == (0, False)
+
+
+def test_check__exceptions_expire(folder: Path) -> None:
+    rule = 'deny write to kernel .text except from kernel:memcpy because "x" until {}\n'
+    said = {
+        day: call_policyc("check", "-", "--profile", "kernel.profile", cwd=folder, input=rule.format(day))
+        for day in ("2000-02-29", "9999-12-31")
+    }
+    assert "2000-02-29" in said["2000-02-29"].out.replace(rule.format("2000-02-29"), "")
+    assert said["9999-12-31"].out == "1 file checked: nothing to report\n"
+
+
 @pytest.mark.parametrize(
     ("content", "code", "said"),
     [

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
 
+from policyc import __version__
 from policyc.analysis.keywords import KEYWORDS
 from policyc.analysis.vocabulary import Kind, Word, vocabulary
 from policyc.catalog import EFFECTS, FIELDS
-from policyc.cli.words_textmate import ROLE_SCOPES, SCOPES
+from policyc.cli.policy_files import POLICY_SUFFIX
+from policyc.cli.words_textmate import ROLE_SCOPES, SCOPE_NAME, SCOPES
 from tests.support.lang_texts import laid_out, policies
 from tests.support.reference_files import FILES, ROOT
 from tests.support.reference_textmate import Grammar
@@ -188,3 +191,18 @@ def test_every_pattern__is_needed() -> None:
     scopes = {scope for sentence in sentences for _, scope in GRAMMAR.tokens(sentence)}
     meant = {scope for rule in GRAMMAR.rules for scope in (rule.captures.values() or [rule.name])}
     assert meant - scopes == set()
+
+
+# ---- the folder as an extension
+
+
+def test_extension__names_files_that_are_there() -> None:
+    editors = ROOT / "editors"
+    manifest = json.loads((editors / "package.json").read_text())
+    (language,) = manifest["contributes"]["languages"]
+    (grammar,) = manifest["contributes"]["grammars"]
+    assert (manifest["version"], language["extensions"]) == (__version__, [POLICY_SUFFIX])
+    assert (grammar["language"], grammar["scopeName"]) == (language["id"], SCOPE_NAME)
+    assert Grammar((editors / grammar["path"]).read_text()).scope_name == SCOPE_NAME
+    settings = json.loads((editors / language["configuration"]).read_text())
+    assert GRAMMAR.tokens(f"{settings['comments']['lineComment']} x")[0][1] == "comment.line.number-sign.policy"

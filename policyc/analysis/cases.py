@@ -31,20 +31,30 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the policy says to one probe.
+    """What the policy says to one probe. A field that isn't given counts as what is stricter.
 
     Attributes:
         asked: the part of the probe that decided: the one that the strictest verdict is about.
-        verdict: on that part. A field that isn't given counts as what is stricter.
-        mildest: what the verdict would be if fields that aren't given counted as what is milder.
+        verdict: on that part.
+        parts: every part of the probe, with the verdict on it.
+        mildest: what would come of it if fields that aren't given counted as what is milder.
+        milder_parts: every part of the probe with the verdict on it then; empty where no field was asked for in vain.
         missing: the fields that weren't given, where that makes a difference.
     """
 
     probe: Probe
     asked: Asked
     verdict: Verdict
+    parts: tuple[tuple[Asked, Verdict], ...]
     mildest: Effect | None
+    milder_parts: tuple[tuple[Asked, Verdict], ...] = ()
     missing: tuple[str, ...] = ()
+
+    @property
+    def mentioned(self) -> frozenset[int]:
+        """Every rule that has to do with one of the verdicts."""
+        verdicts = [verdict for _, verdict in (*self.parts, *self.milder_parts)]
+        return frozenset(index for v in verdicts for index in (*v.rules, *v.set_aside, *v.exempted))
 
 
 @dataclass(frozen=True)
@@ -122,9 +132,18 @@ def run_case(case: ResolvedCase, tables: Tables, image_base: int) -> CaseResult:
 
 def answer(probe: Probe, tables: Tables) -> Answer:
     """Ask `decide` about the probe; of the two parts of one access, the stricter verdict is what comes of it."""
-    return max(
-        (_answer(probe, asked, tables) for asked in probe.parts), key=lambda said: strictness(said.verdict.would)
-    )
+    probe.fields.missed.clear()
+    parts = tuple((asked, _decided(tables.verdicts, asked)) for asked in probe.parts)
+    asked, verdict = max(parts, key=lambda part: strictness(part[1].would))
+    if not probe.fields.missed:
+        return Answer(probe, asked, verdict, parts, verdict.would)
+    milder = tuple((asked, _decided(tables.mildest, asked)) for asked in probe.parts)
+    mild = max((verdict.would for _, verdict in milder), key=strictness)
+    if mild == verdict.would:
+        return Answer(probe, asked, verdict, parts, mild, milder)
+    missed = frozenset(probe.fields.missed)
+    missing = {word for part in probe.parts for word in missing_fields(tables.verdicts, part, missed)}
+    return Answer(probe, asked, verdict, parts, mild, milder, tuple(sorted(missing)))
 
 
 def meets(expected: Effect, said: Answer) -> bool:
@@ -154,17 +173,6 @@ def _is(expected: Effect, effect: Effect | None) -> bool:
     if expected.kind is EffectKind.INJECT and got.kind is EffectKind.FAULT:
         return got.argument == expected.argument
     return got == expected
-
-
-def _answer(probe: Probe, asked: Asked, tables: Tables) -> Answer:
-    probe.fields.missed.clear()
-    verdict = _decided(tables.verdicts, asked)
-    if not probe.fields.missed:
-        return Answer(probe, asked, verdict, verdict.would)
-    mild = _decided(tables.mildest, asked).would
-    missed = frozenset(probe.fields.missed)
-    missing = missing_fields(tables.verdicts, asked, missed) if mild != verdict.would else ()
-    return Answer(probe, asked, verdict, mild, missing)
 
 
 def _decided(table: VerdictTable, asked: Asked) -> Verdict:

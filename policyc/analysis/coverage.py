@@ -46,9 +46,12 @@ def exercised(unit: Unit, results: Iterable[CaseResult]) -> frozenset[Part]:
     rules: set[int] = set()
     lifted: set[tuple[int, int]] = set()
     for said in (said for result in results for said in result.answers):
-        rules.update(said.verdict.rules, said.verdict.set_aside)
-        for index in said.verdict.exempted:
-            lifted.update((index, number) for number in lifting(unit.tables.verdicts, said.asked, index))
+        for mild, parts in ((False, said.parts), (True, said.milder_parts)):
+            for asked, verdict in parts:
+                rules.update(verdict.rules, verdict.set_aside)
+                for index in verdict.exempted:
+                    numbers = lifting(unit.tables.verdicts, asked, index, mild=mild)
+                    lifted.update((index, number) for number in numbers)
     return frozenset(
         part
         for part, index in parts_of(unit.plan).items()
@@ -64,7 +67,7 @@ def noticed(unit: Unit, results: Iterable[CaseResult]) -> Iterator[tuple[Part, b
     touching: dict[int, list[tuple[CaseResult, Answer]]] = {}
     for result in results:
         for said in result.answers:
-            for index in {*said.verdict.rules, *said.verdict.set_aside, *said.verdict.exempted}:
+            for index in said.mentioned:
                 touching.setdefault(index, []).append((result, said))
     for part, index in parts_of(unit.plan).items():
         yield part, index in touching and _is_missed(unit, part.exception, index, touching[index])

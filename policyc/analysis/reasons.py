@@ -14,7 +14,7 @@ from policyc.analysis.probes import Asked
 from policyc.catalog import Access, EffectKind
 from policyc.plan.conditions import fields_of
 from policyc.plan.evaluation import Fields, Test
-from policyc.plan.model import Plan, Rule
+from policyc.plan.model import Exemption, Plan, Rule
 from policyc.plan.tables import guards_of
 from policyc.plan.verdicts import MemoryAccess, Verdict, VerdictTable, decide
 
@@ -41,14 +41,19 @@ class WhyNot(Enum):
     BOTH = "its `from` names other code, and its condition doesn't hold"
 
 
-def lifting(table: VerdictTable, asked: Asked, index: int) -> tuple[int, ...]:
-    """The exceptions of the rule, by number, each of which alone lifts it."""
+def lifting(table: VerdictTable, asked: Asked, index: int, *, mild: bool = False) -> tuple[int, ...]:
+    """The exceptions of the rule, by number, each of which alone lifts it.
+
+    Args:
+        mild: whether a field without value counts as what makes the verdict milder.
+    """
     rule = table.rules[index]
-    return tuple(
-        number
-        for number, exemption in enumerate(rule.exemptions)
-        if _is_lifted(table_with(table, index, replace(rule, exemptions=(exemption,))), asked, index)
-    )
+
+    def lifts(exemption: Exemption) -> bool:
+        alone = table_with(table, index, replace(rule, exemptions=(exemption,)))
+        return _is_lifted(mildest(alone) if mild else alone, asked, index)
+
+    return tuple(number for number, exemption in enumerate(rule.exemptions) if lifts(exemption))
 
 
 def strictest_first(plan: Plan, verdict: Verdict) -> tuple[int, ...]:

@@ -23,7 +23,13 @@ __all__ = ["command"]
 )
 @policy_options(profile_required=False)
 def command(
-    files: tuple[str, ...], profile: str | None, target: str, cpu: str, format: str, deny: str | None
+    files: tuple[str, ...],
+    profile: str | None,
+    target: str,
+    cpu: str,
+    accept_hot_pages: bool,
+    format: str,
+    deny: str | None,
 ) -> ExitCode:
     """Say what is wrong with policies.
 
@@ -32,7 +38,9 @@ def command(
 
     Exit code 0 means that nothing is wrong, 1 that something is.
     """
-    policies, _, findings = compile_files(files, profile=profile, target=target, cpu=cpu)
+    policies, _, findings = compile_files(
+        files, profile=profile, target=target, cpu=cpu, accept_hot_pages=accept_hot_pages
+    )
     code = report(findings, sys.stdout, format=format, deny=deny)
     if format == "text" and not findings:
         count = len(policies)

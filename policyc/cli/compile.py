@@ -26,7 +26,14 @@ __all__ = ["command"]
 @policy_options(profile_required=True)
 @click.option("-o", "--output", required=True, metavar="FILE", help="Where the plan goes; - is standard output.")
 def command(
-    files: tuple[str, ...], profile: str, target: str, cpu: str, format: str, deny: str | None, output: str
+    files: tuple[str, ...],
+    profile: str,
+    target: str,
+    cpu: str,
+    accept_hot_pages: bool,
+    format: str,
+    deny: str | None,
+    output: str,
 ) -> ExitCode:
     """Compile policies into one plan.
 
@@ -38,7 +45,7 @@ def command(
     """
     from policyc.plan.store import core_digest, dump
 
-    _, plan, findings = compile_files(files, profile=profile, target=target, cpu=cpu)
+    _, plan, findings = compile_files(files, profile=profile, target=target, cpu=cpu, accept_hot_pages=accept_hot_pages)
     code = report(findings, sys.stderr, format=format, deny=deny)
     if code is not ExitCode.OK or plan is None:
         return ExitCode.FINDINGS

@@ -41,9 +41,9 @@ PATIENCE = 0.25
 @click.command(
     "doctor",
     epilog=examples(
-        "policyc doctor --socket /run/policyc/guest.sock",
-        "policyc doctor --socket /run/policyc/guest.sock --wait 60 --probe --profile kernel.profile",
-        "policyc doctor --socket /run/policyc/guest.sock --json",
+        "policyc doctor --socket guest.sock",
+        "policyc doctor --socket guest.sock --wait 60 --probe --profile kernel.profile",
+        "policyc doctor --socket guest.sock --json",
     ),
 )
 @click.option(

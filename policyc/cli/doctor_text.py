@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from policyc.diagnostics import printable
 from policyc.runtime.doctor_case import Case, Finding, Level
 from policyc.runtime.doctor_invitation import libvirt_lines, qemu_lines
 from policyc.runtime.doctor_report import Section, sections_of
@@ -59,7 +60,7 @@ def _invitation(case: Case, secret: Path | None) -> Iterator[str]:
         ("The same in libvirt's XML, with QEMU's patched binary as <emulator>", libvirt_lines(case.place.path, secret)),
     ):
         yield _heading(title)
-        yield from (f"{'':{MARGIN}}{line}" for line in lines)
+        yield from (f"{'':{MARGIN}}{printable(line)}" for line in lines)
         yield ""
 
 

@@ -90,7 +90,7 @@ def _subject(
         OSError: a file can't be read.
         CommandError: the plan or the profile is refused, or they aren't about the same kernel.
     """
-    from policyc.compiler.checks import CheckOptions
+    from policyc.compiler.options import CheckOptions
 
     if plan is not None:
         if files:
@@ -108,7 +108,7 @@ def _subject(
     if profile is None:
         raise click.UsageError("policy files need --profile, which says where their places lie")
     policies, known = read_inputs(files, profile)
-    compiled, findings = compile_inputs(policies, known, CheckOptions(target=target, cpu=cpu))
+    compiled, findings = compile_inputs(policies, known, CheckOptions(target=target, cpu=cpu, accept_hot_pages=True))
     if compiled is None:
         report(findings, sys.stderr, format="text", deny=None)
         return None

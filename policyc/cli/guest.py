@@ -20,7 +20,7 @@ __all__ = ["command"]
 
 DIALECTS = {"v7": "kvmi-v7", "v12": "kvmi-v12"}
 
-MAX_RAM_MIB = 4096
+MAX_RAM_MIB = 1024
 
 SECONDS = click.FloatRange(0.0, 3600.0, min_open=True)
 

@@ -27,6 +27,7 @@ COMPLETION_VARIABLE = "_POLICYC_COMPLETE"
 COMMANDS: tuple[CommandRow, ...] = (
     CommandRow("Policies", "check", "check", "say what is wrong with policy files"),
     CommandRow("Policies", "compile", "compile", "turn policy files into a plan"),
+    CommandRow("Policies", "fmt", "fmt", "write policy files in the canonical form"),
     CommandRow("Policies", "explain", "explain", "say how a plan decides, and why"),
     CommandRow("Policies", "test", "test", "run the tests that stand in policy files"),
     CommandRow("Policies", "words", "words", "look up the words of the language"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
@@ -17,7 +18,7 @@ from policyc.diagnostics import Diagnostic, Severity
 from policyc.plan.pages import CPUS
 
 if TYPE_CHECKING:
-    from policyc.compiler.checks import CheckOptions
+    from policyc.compiler.options import CheckOptions
     from policyc.guest.profile import Profile
     from policyc.plan.model import Plan
 
@@ -54,9 +55,14 @@ def plan_options(*, profile_required: bool, files: bool = True) -> Callable[[Com
 
 
 def policy_options(*, profile_required: bool) -> Callable[[Command], Command]:
-    """Adds the arguments `files`, `profile`, `target`, `cpu`, `format` and `deny`."""
+    """Adds the arguments `files`, `profile`, `target`, `cpu`, `accept_hot_pages`, `format` and `deny`."""
     return _all_of(
         plan_options(profile_required=profile_required),
+        click.option(
+            "--accept-hot-pages",
+            is_flag=True,
+            help="Let rules guard pages that the guest uses all the time, whatever that costs it.",
+        ),
         click.option(
             "--format",
             type=click.Choice([*FORMATS]),
@@ -69,7 +75,7 @@ def policy_options(*, profile_required: bool) -> Callable[[Command], Command]:
 
 
 def compile_files(
-    files: Sequence[str], *, profile: str | None, target: str, cpu: str
+    files: Sequence[str], *, profile: str | None, target: str, cpu: str, accept_hot_pages: bool
 ) -> tuple[PolicyFiles, Plan | None, list[Diagnostic]]:
     """Read and compile what the user named.
 
@@ -80,10 +86,11 @@ def compile_files(
         OSError: a file can't be read.
         CommandError: a folder holds no policy, or the profile is refused.
     """
-    from policyc.compiler.checks import CheckOptions
+    from policyc.compiler.options import CheckOptions
 
     policies, known = read_inputs(files, profile)
-    plan, findings = compile_inputs(policies, known, CheckOptions(target=target, cpu=cpu))
+    options = CheckOptions(target=target, cpu=cpu, accept_hot_pages=accept_hot_pages, today=datetime.date.today())
+    plan, findings = compile_inputs(policies, known, options)
     return policies, plan, findings
 
 

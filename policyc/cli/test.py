@@ -21,7 +21,7 @@ from policyc.diagnostics import Diagnostic, Severity, has_errors
 if TYPE_CHECKING:
     from policyc.analysis.cases import Unit
     from policyc.analysis.report import Report, Run
-    from policyc.compiler.checks import CheckOptions
+    from policyc.compiler.options import CheckOptions
     from policyc.guest.profile import Profile
 
 __all__ = ["command"]
@@ -73,11 +73,11 @@ def command(
     Exit code 1 means that a case failed, that a policy has errors, that less is exercised than --coverage-min asks
     for, or that --mutate found what can be taken away without a test failing.
     """
-    from policyc.compiler.checks import CheckOptions
+    from policyc.compiler.options import CheckOptions
 
     policies, known = read_inputs(files, profile)
     assert known is not None  # the option is required
-    units, findings = _compiled(policies, known, CheckOptions(target=target, cpu=cpu))
+    units, findings = _compiled(policies, known, CheckOptions(target=target, cpu=cpu, accept_hot_pages=True))
     if has_errors(findings):
         outcome = Outcome(policies, findings=findings)
     else:

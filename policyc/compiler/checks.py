@@ -11,7 +11,6 @@ from policyc.compiler.exceptions import (
     excepted_code_is_guarded,
     excepted_code_is_named,
     excepted_code_is_one,
-    exceptions_are_reasoned,
     exceptions_end,
 )
 from policyc.compiler.futile import conditions_decide
@@ -23,6 +22,7 @@ from policyc.compiler.legality import (
     field_exists_in_target,
     one_policy_a_name,
     overriding_is_enforced,
+    texts_fit_a_plan,
 )
 from policyc.compiler.options import CheckOptions
 from policyc.compiler.resolved import ResolvedPolicy
@@ -44,7 +44,7 @@ CHECKS: tuple[Check, ...] = (
     excepted_code_is_one,
     excepted_code_is_guarded,
     excepted_code_is_named,
-    exceptions_are_reasoned,
+    texts_fit_a_plan,
     exceptions_end,
 )
 

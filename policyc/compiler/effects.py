@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from policyc.catalog import CONTROL_BITS, EFFECTS, MECHANISM_WORDS, VECTORS, EffectKind
+from policyc.compiler.operands import REGISTER_OF_BIT, register_of
 from policyc.diagnostics import Diagnostic, did_you_mean
 from policyc.lang import ast
-from policyc.plan.model import Effect
+from policyc.plan.model import Effect, EventKey
 
-__all__ = ["MAX_RETRIES", "apply_mechanism", "resolve_effect"]
+__all__ = ["MAX_RETRIES", "apply_mechanism", "resolve_effect", "wrong_pins"]
 
 MAX_RETRIES = 1000
 """More of the same event than this, answered RETRY, is a loop and no patience."""
@@ -40,6 +41,25 @@ def apply_mechanism(effect: Effect, word: ast.Word) -> tuple[Effect | None, list
         return None, [Diagnostic("P305", fact, word.span, "leave it out, or write `deny`")]
     argument = VECTORS["gp"] if kind is EffectKind.FAULT else 0
     return Effect(kind, argument, effect.retries), []
+
+
+def wrong_pins(written: ast.Effect, event: EventKey) -> list[Diagnostic]:
+    """The bits of a `pin` that the event's register doesn't have; none where the event has no named bits at all."""
+    if isinstance(written, ast.RetryEffect):
+        return wrong_pins(written.then, event)
+    register = register_of(event)
+    if register is None or not isinstance(written, ast.PinEffect):
+        return []
+    return [
+        Diagnostic(
+            "P308",
+            f"`{bit.text}` is a bit of {REGISTER_OF_BIT[bit.text]}, not of {register}",
+            bit.span,
+            f"name a bit of {register}",
+        )
+        for bit in written.bits
+        if REGISTER_OF_BIT.get(bit.text, register) != register
+    ]
 
 
 def _inject(vector: ast.Word | ast.Number) -> tuple[Effect | None, list[Diagnostic]]:

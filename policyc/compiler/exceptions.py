@@ -18,7 +18,6 @@ __all__ = [
     "excepted_code_is_guarded",
     "excepted_code_is_named",
     "excepted_code_is_one",
-    "exceptions_are_reasoned",
     "exceptions_end",
 ]
 
@@ -39,7 +38,7 @@ def excepted_code_is_one(policies: Policies, options: CheckOptions) -> Iterator[
                     "P214",
                     f"`{place.place}` stands for {len(place.resolution.extents)} functions",
                     place.span,
-                    "give the address of the one that is meant, as `virtual START..END`",
+                    "name it by a symbol beside it that is the only one of its name, as `kernel:OTHER + 0x40 size 32`",
                 )
 
 
@@ -71,21 +70,6 @@ def excepted_code_is_named(policies: Policies, options: CheckOptions) -> Iterato
                     when.span,
                     "write `from` and the place: it holds only while the code is the one that was bound",
                 )
-
-
-def exceptions_are_reasoned(policies: Policies, options: CheckOptions) -> Iterator[Diagnostic]:
-    """A reason that says nothing is none, and neither is such an owner."""
-    for rule in _rules(policies):
-        for exemption in rule.exemptions:
-            for word, text in (("because", exemption.because), ("owner", exemption.owner)):
-                if text is not None and not text.strip():
-                    help = "say in a few words why, for whoever reviews this next year"
-                    yield Diagnostic(
-                        "P302",
-                        f"`{word}` says nothing",
-                        exemption.span,
-                        help if word == "because" else "name who answers for the exception, or leave `owner` out",
-                    )
 
 
 def exceptions_end(policies: Policies, options: CheckOptions) -> Iterator[Diagnostic]:

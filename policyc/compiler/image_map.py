@@ -13,6 +13,7 @@ __all__ = ["Foreign", "ImageMap"]
 
 FREED = ".init"
 WRITABLE = (".data", ".bss")
+CONSTANT = (".rodata",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class ImageMap:
 
     Attributes:
         writable: the sections that the kernel writes to while it runs.
+        data: those, and the sections that it reads as data.
+        has_sizes: whether the profile knows sizes of symbols at all.
         freed: the section that the kernel gives back once it runs, or None.
     """
 
@@ -44,6 +47,8 @@ class ImageMap:
             if span.start >= self._anchor
         }
         self.writable = [self._sections[name] for name in WRITABLE if name in self._sections]
+        self.data = [*self.writable, *(self._sections[name] for name in CONSTANT if name in self._sections)]
+        self.has_sizes = self._symbols.sizes is not None
         self.freed = self._sections.get(FREED)
 
     def foreign(self, gaps: Sequence[tuple[int, int]], most: int = 3) -> Foreign:

@@ -18,8 +18,9 @@ from policyc.catalog import (
 )
 from policyc.compiler.operands import register_of
 from policyc.compiler.options import CheckOptions
-from policyc.compiler.resolved import ResolvedCase, ResolvedPlace, ResolvedPolicy, ResolvedRule
-from policyc.diagnostics import Diagnostic
+from policyc.compiler.resolved import ResolvedCase, ResolvedPlace, ResolvedPolicy, ResolvedRule, ResolvedWatch
+from policyc.diagnostics import Diagnostic, Span
+from policyc.plan.model import MAX_TEXT
 from policyc.plan.places import Absolute, Base, DescriptorTable
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "field_exists_in_target",
     "one_policy_a_name",
     "overriding_is_enforced",
+    "texts_fit_a_plan",
 ]
 
 NOBODYS = frozenset({Column.UNHOOK, Column.CREATED})
@@ -123,6 +125,33 @@ def code_can_run_there(policies: Policies, options: CheckOptions) -> Iterator[Di
             else:
                 continue
             yield Diagnostic("P302", fact, place.span, "name a symbol, a section or `virtual START..END`")
+
+
+def texts_fit_a_plan(policies: Policies, options: CheckOptions) -> Iterator[Diagnostic]:
+    """A plan file bounds its texts, and what can't be read again must not be written."""
+    for policy in policies:
+        yield from _wrong_text("the policy's name", policy.name, None)
+        statements: list[ResolvedRule | ResolvedWatch] = [*policy.rules, *policy.watches]
+        for statement in statements:
+            yield from _wrong_text("the label", statement.label, statement.span)
+            yield from _wrong_text("`because`", statement.record.because or None, statement.span)
+            for tag in statement.record.tags:
+                yield from _wrong_text("a tag", tag, statement.span)
+            for place in statement.places:
+                yield from _wrong_text("the place", str(place.place), place.span)
+        for rule in policy.rules:
+            for exemption in rule.exemptions:
+                yield from _wrong_text("`because`", exemption.because, exemption.span)
+                yield from _wrong_text("`owner`", exemption.owner, exemption.span)
+
+
+def _wrong_text(what: str, text: str | None, span: Span | None) -> Iterator[Diagnostic]:
+    if text is not None and not text.strip():
+        yield Diagnostic("P302", f"{what} says nothing", span, "write what a reader needs to know")
+    elif text is not None and len(text) > MAX_TEXT:
+        yield Diagnostic(
+            "P302", f"{what} has {len(text)} characters, and a plan holds {MAX_TEXT}", span, "say it shorter"
+        )
 
 
 def overriding_is_enforced(policies: Policies, options: CheckOptions) -> Iterator[Diagnostic]:

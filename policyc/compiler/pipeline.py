@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from policyc.compiler.checks import CheckOptions, run_checks
+from policyc.compiler.compiled import Compiled
+from policyc.compiler.image_map import ImageMap
 from policyc.compiler.imports import Loader, read_files
 from policyc.compiler.landmarks import guest_facts
 from policyc.compiler.lower import lower
+from policyc.compiler.plan_checks import run_plan_checks
 from policyc.compiler.profile_lookup import ProfileLookup
 from policyc.compiler.resolve import resolve_file
 from policyc.compiler.resolved import ResolvedPolicy
@@ -73,7 +76,9 @@ def compile_policies(
         return _result(None, found)
 
     lowered = lower(policies, guest_facts(profile), target=options.target, cpu=options.cpu)
-    return _result(lowered.plan, [*found, *lowered.diagnostics], policies)
+    found.extend(lowered.diagnostics)
+    found.extend(run_plan_checks(Compiled(lowered, ImageMap(profile), options)))
+    return _result(None if has_errors(found) else lowered.plan, found, policies)
 
 
 def _result(plan: Plan | None, found: Sequence[Diagnostic], policies: Sequence[ResolvedPolicy] = ()) -> CompileResult:

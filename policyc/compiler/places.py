@@ -15,6 +15,7 @@ from policyc.plan.places import (
     Lookup,
     ModuleSection,
     Place,
+    Resolution,
     Section,
     SymbolPlace,
     resolve,
@@ -24,6 +25,9 @@ __all__ = ["TABLE_WORDS", "PlaceResolver"]
 
 TABLE_WORDS: Mapping[str, Base] = {"idt": Base.IDT, "gdt": Base.GDT}
 """Places that are a word of their own."""
+
+MAX_SUGGESTIONS = 100
+"""Unknown names of one file for which the nearest known one is looked for."""
 
 PHYSICAL_ADDRESS_END = 1 << 52
 """One past the largest physical address that x86-64 can have (Intel SDM vol. 3A 4.1.4)."""
@@ -38,6 +42,8 @@ class PlaceResolver:
         self._lets: dict[str, ast.Let] = {}
         self._used: set[str] = set()
         self._open: list[str] = []
+        self._known: dict[Place, Resolution] = {}
+        self._reported: set[tuple[str, Span]] = set()
         for let in lets:
             self._define(let)
 
@@ -105,7 +111,9 @@ class PlaceResolver:
             return [(DescriptorTable(TABLE_WORDS[name.text]), name.span)]
         let = self._lets.get(name.text)
         if let is None:
-            near = did_you_mean(name.text, [*self._lets, *TABLE_WORDS])
+            # Looking for what was meant costs a look at every name, so it ends where nobody reads on.
+            many = len(self._reported) > MAX_SUGGESTIONS
+            near = None if many else did_you_mean(name.text, [*self._lets, *TABLE_WORDS])
             help = f"did you mean `{near}`?" if near else "a place is a section, a symbol, an address or a `let` name"
             self._report("P204", f"there is no place called `{name.text}`", name.span, help)
             return []
@@ -137,7 +145,10 @@ class PlaceResolver:
     def _bytes_of(self, place: Place, span: Span) -> ResolvedPlace | None:
         if self._lookup is None:
             return ResolvedPlace(place, span)
-        (resolution,) = resolve((place,), self._lookup)
+        resolution = self._known.get(place)
+        if resolution is None:
+            (resolution,) = resolve((place,), self._lookup)
+            self._known[place] = resolution
         if resolution.missing is not None:
             code = "P202" if isinstance(place, Section) else "P203"
             self._report(code, resolution.missing.fact, span, resolution.missing.help)
@@ -145,6 +156,7 @@ class PlaceResolver:
         return ResolvedPlace(place, span, resolution)
 
     def _report(self, code: str, message: str, span: Span, help: str | None = None) -> None:
-        found = Diagnostic(code, message, span, help)
-        if found not in self._diagnostics:
-            self._diagnostics.append(found)
+        """Report a mistake once, though the name that has it may be used often."""
+        if (code, span) not in self._reported:
+            self._reported.add((code, span))
+            self._diagnostics.append(Diagnostic(code, message, span, help))

@@ -10,6 +10,9 @@ from policyc.plan.places import Base, Extent, Found, Missing
 
 __all__ = ["ProfileLookup"]
 
+MAX_SUGGESTIONS = 100
+"""Unknown symbols for which the nearest known one is looked for."""
+
 
 class ProfileLookup:
     """Answers `policyc.plan.places.resolve` from a profile."""
@@ -17,6 +20,7 @@ class ProfileLookup:
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
         self._anchor = profile.anchor
+        self._unknown = 0
 
     def section(self, image: str, name: str) -> Found | Missing:
         """A section of the kernel image."""
@@ -35,7 +39,7 @@ class ProfileLookup:
             return found
         hits = found.glob(pattern) if "*" in pattern else found.symbol(pattern)
         if not hits:
-            return _missing(found.missing_symbol(pattern))
+            return self._no_symbol(found, pattern)
         outside = [hit for hit in hits if hit.gva < self._anchor]
         if outside:
             return Missing(f"`{image}:{outside[0].name}` lies outside the kernel image, where nothing slides with it")
@@ -53,6 +57,13 @@ class ProfileLookup:
     def module_section(self, module: str, name: str) -> Found | Missing:
         """Modules lie elsewhere after each load, so no profile can place one."""
         return _moves(module)
+
+    def _no_symbol(self, image: Image, name: str) -> Missing:
+        """Looking for what was meant costs a look at every symbol, so it ends where nobody reads on."""
+        self._unknown += 1
+        if self._unknown > MAX_SUGGESTIONS:
+            return Missing(f"there is no symbol `{image.name}:{name}`")
+        return _missing(image.missing_symbol(name))
 
     def _fixed_image(self, name: str) -> Image | Missing:
         image = self._profile.image(name)

@@ -21,7 +21,7 @@ from policyc.catalog import (
 )
 from policyc.compiler.cases import resolve_tests
 from policyc.compiler.conditions import resolve_condition
-from policyc.compiler.effects import apply_mechanism, resolve_effect
+from policyc.compiler.effects import apply_mechanism, resolve_effect, wrong_pins
 from policyc.compiler.events import resolve_event
 from policyc.compiler.operands import Scene
 from policyc.compiler.places import PlaceResolver
@@ -91,6 +91,7 @@ class _Resolver:
             places = self._places.resolve(rule.places)
         else:
             event = self._keep(resolve_event(rule.event))
+            self.diagnostics.extend([] if event is None else wrong_pins(rule.effect, event.key))
         scene = Scene(column_of_access(access)) if event is None else Scene(frozenset({event.column}), event.key)
         if clauses.owner is not None:
             self._report("P305", "`owner` belongs to an exception, not to a rule", clauses.owner.span)

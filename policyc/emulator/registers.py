@@ -41,6 +41,8 @@ READABLE_MSRS: Final = frozenset(
 
 _ORDER: Final = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 _BUSY: Final = 2
+_RFLAGS_WRITABLE: Final = 0x0025_7FD5
+_RFLAGS_FIXED: Final = 2
 _LONG_MODE_ACTIVE: Final = 1 << 10
 _GPRS: Final = tuple(GPR_NAMES.index(name) for name in Registers._fields[:-1])
 
@@ -53,9 +55,9 @@ def read_registers(engine: Engine) -> Registers:
 
 
 def write_registers(engine: Engine, registers: Registers) -> None:
-    """Set all that `read_registers` gives."""
+    """Set all that `read_registers` gives; flags that no 64-bit guest can have stay as they must be."""
     for name, value in registers._asdict().items():
-        engine.set(name, value)
+        engine.set(name, value & _RFLAGS_WRITABLE | _RFLAGS_FIXED if name == "rflags" else value)
 
 
 def read_system_registers(engine: Engine) -> SystemRegisters:

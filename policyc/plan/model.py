@@ -11,6 +11,10 @@ from policyc.plan.places import Extent, Place
 
 __all__ = [
     "MAX_PERIOD",
+    "MAX_PLACES",
+    "MAX_POLICIES",
+    "MAX_RULES",
+    "MAX_TEXT",
     "MIN_PERIOD",
     "BoundPlace",
     "Effect",
@@ -128,6 +132,12 @@ class Rule:
         """Whether the rule applies to every access to its places but those by code that an exception names."""
         return not self.origin and self.when is None and all(exemption.code for exemption in self.exemptions)
 
+
+MAX_POLICIES = 4096
+MAX_PLACES = 262_144
+MAX_RULES = 262_144
+MAX_TEXT = 4096
+"""How much one plan may hold; watches as many as rules, and so many characters in one text."""
 
 MIN_PERIOD = 100
 MAX_PERIOD = 24 * 3600 * 1000

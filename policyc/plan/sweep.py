@@ -1,14 +1,17 @@
 """Interval algebra of the plan: overlapping ranges in, disjoint segments with the rules that meet there out.
 
-One sweep over the sorted boundaries, in time proportional to boundaries and overlap depth. `intervaltree` would do the
-same with `split_overlaps` and `merge_equals` in tens to hundreds of times that (and its merging would depend on the
-order of the input); it serves for what it is good at, asking a finished table what lies under a range.
+One sweep over the sorted boundaries, in time proportional to boundaries and overlap depth: that is the size of what
+comes out. `intervaltree` would do the same with `split_overlaps` and `merge_equals` in tens to hundreds of times that
+(and its merging would depend on the order of the input); it serves for what it is good at, asking a finished table what
+lies under a range.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 from intervaltree import Interval, IntervalTree
@@ -38,22 +41,32 @@ def sweep(ranges: Iterable[tuple[int, int, int]]) -> tuple[Segment, ...]:
 
     segments: list[Segment] = []
     depth: dict[int, int] = {}
-    active: list[int] = []
+    active: tuple[int, ...] = ()
     position = 0
-    for address, step, member in edges:
-        if active and address > position:
-            _append(segments, Segment(position, address, tuple(active)))
+    for address, here in groupby(edges, key=itemgetter(0)):
+        if active:
+            _append(segments, Segment(position, address, active))
         position = address
-        count = depth.get(member, 0) + step
-        if count == 0:
-            del depth[member]
-            del active[bisect_left(active, member)]
-        else:
-            depth[member] = count
-            # -1 sorts before 1, so a member that ends where it begins again leaves and comes back.
-            if step == 1 and count == 1:
-                insort(active, member)
+        active = _moved(active, depth, [(member, step) for _, step, member in here])
     return tuple(segments)
+
+
+def _moved(active: tuple[int, ...], depth: dict[int, int], steps: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """The members behind an address at which some come and go; `depth` counts how often each is there."""
+    for member, step in steps:
+        depth[member] = depth.get(member, 0) + step
+    gone = {member for member, _ in steps if not depth[member]}
+    for member in gone:
+        del depth[member]
+    come = {member for member, _ in steps if member in depth}.difference(active)
+    if len(come) == 1 and not gone:
+        (member,) = come
+        index = bisect_left(active, member)
+        return (*active[:index], member, *active[index:])
+    if not come and not gone:
+        return active
+    stay = active if not gone else tuple(member for member in active if member not in gone)
+    return stay if not come else tuple(sorted((*stay, *come)))
 
 
 def segment_tree(segments: Sequence[Segment]) -> IntervalTree:

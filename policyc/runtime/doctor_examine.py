@@ -105,7 +105,8 @@ def _permissions(chart: Chart, dialect: Dialect) -> Procedure[None]:
 
 def _memory(chart: Chart, dialect: Dialect) -> Procedure[None]:
     if chart.hello is not None:
-        chart.memory_end = chart.hello.max_gpa
+        # A VMM that has no memory map to show sends 0.
+        chart.memory_end = chart.hello.max_gpa or None
     if GetMaxGfn in dialect.commands and chart.may(GetMaxGfn):
         answer = yield from ask(GetMaxGfn())
         if isinstance(answer, GetMaxGfnReply):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from policyc.guest.linux_kernel import KernelFound, KernelNotReady, WrongKernel
-from policyc.kvmi import V6, V7, V12, Dialect
+from policyc.kvmi import V6, V7, V12, Dialect, SetPageWriteBitmap
 from policyc.runtime.doctor_case import Case, Level
 from policyc.runtime.doctor_chart import Permission
 from policyc.runtime.doctor_losses import LOST_WITH_COMMAND, LOST_WITH_EVENT, command_name, event_name
@@ -220,6 +220,13 @@ ROWS: tuple[Row, ...] = (
         "page rights are per VM, never per vCPU; events are per vCPU, and one without them passes everything silently",
     ),
     when(
+        "answers-needed",
+        Level.NOTE,
+        lambda case: case.was_examined,
+        "a vCPU stands still until its event is answered, and there is no time limit: a tool that sets rights has to "
+        "answer as long as it is connected",
+    ),
+    when(
         "late-vcpus",
         Level.NOTE,
         _speaks(V12),
@@ -230,6 +237,12 @@ ROWS: tuple[Row, ...] = (
         Level.NOTE,
         lambda case: case.was_examined,
         "several VMs may share one socket: each has a connection of its own, and is told from the others by its UUID",
+    ),
+    when(
+        "never-allowed",
+        Level.NOTE,
+        lambda case: _speaks(V7)(case) and case.chart.commands.get(SetPageWriteBitmap) is Permission.DENIED,
+        "no VMM can allow SET_PAGE_WRITE_BITMAP in a kvmi-v7 kernel; nothing here needs it",
     ),
     when(
         "connection-guards",

@@ -29,6 +29,7 @@ from policyc.kvmi import (
 )
 from policyc.runtime.doctor_candidates import frames_of_kernel, frames_of_profile
 from policyc.runtime.doctor_chart import DEAF_BIT, Chart, FrameOutcome, FrameTrial, Permission, ProbeResult
+from policyc.runtime.doctor_losses import command_name, event_name
 from policyc.runtime.procedure import Emit, Pause, Procedure, Resume, Sleep, TimedOutError, ask, ask_all
 from policyc.runtime.records import StateRecord
 
@@ -72,8 +73,8 @@ def probe(chart: Chart, profile: Profile | None, watch: Watch) -> Procedure[Prob
 
 def _obstacle(chart: Chart) -> str | None:
     """Why the test can't be made, if it can't."""
-    denied = [command.__name__ for command in NEEDED_COMMANDS if not chart.may(command)]
-    denied += [f"{kind.name} events" for kind in NEEDED_EVENTS if chart.events.get(kind) is not Permission.ALLOWED]
+    denied = [command_name(command) for command in NEEDED_COMMANDS if not chart.may(command)]
+    denied += [f"{event_name(k)} events" for k in NEEDED_EVENTS if chart.events.get(k) is not Permission.ALLOWED]
     if denied:
         return f"the VMM doesn't allow {', '.join(denied)}"
     if not chart.started:

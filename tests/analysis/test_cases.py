@@ -55,7 +55,7 @@ def test_meets__what_it_says_and_nothing_else(expected: str) -> None:
     met = set()
     for name, effect in EFFECTS.items():
         would = None if name == "allow" else effect
-        if meets(EFFECTS[expected], Answer(probe, event, Verdict(None, would), would)):
+        if meets(EFFECTS[expected], Answer(probe, event, Verdict(None, would), (), would)):
             met.add(name)
     assert met == {expected} | MET_BY_OTHERS.get(expected, set())
 
@@ -266,6 +266,12 @@ def test_fields__that_would_make_it_milder_leave_it_open(rules: str) -> None:
         assert (result.passed, result.failing and result.failing.missing) == (False, ("cpl",))
     assert passes(rules, f"write kernel:schedule{origin} with cpl = 3 => deny")
     assert passes(rules, f"write kernel:schedule{origin} with cpl = 0 => allow")
+
+
+def test_fields__that_one_part_of_an_access_leaves_open_do_not_matter_where_the_other_is_stopped() -> None:
+    rules = "deny write to kernel:memcpy when cpl == 0\ndeny write to kernel:entry_SYSCALL_64"
+    assert passes(rules, "write virtual 0xffffffff81001fff size 2 => deny")
+    assert not passes(rules, "write virtual 0xffffffff81001fff size 1 => deny")
 
 
 def test_meets__asks_for_both_ends_of_what_is_open() -> None:

@@ -59,6 +59,16 @@ def test_exercised__the_exception_that_lifts() -> None:
     assert results("write kernel:entry_SYSCALL_64 from kernel:text_poke_memcpy => allow") == ({second}, {second})
 
 
+def test_exercised__by_the_other_part_of_an_access_that_crosses_a_page() -> None:
+    """Whichever part decides, what lies under both has been asked."""
+    crossing = "write virtual 0xffffffff81001ffe size 4 from kernel:memcpy => allow"
+    first, _ = parts_of_exceptions()
+    assert results(crossing) == ({first}, {first})
+    rules = "low: log write to kernel:memcpy high: deny write to kernel:entry_SYSCALL_64"
+    made = unit(f'{rules} test "t" {{ write virtual 0xffffffff81001ffe size 4 => deny }}')
+    assert {part.rule for part in exercised(made, run_test(made.tests[0], made))} == {"low", "high"}
+
+
 def parts_of_exceptions() -> tuple[Part, Part]:
     """Those of memcpy and of text_poke_memcpy."""
     (rule,) = (rule for rule in unit(POLICY).plan.rules if rule.id == "text")

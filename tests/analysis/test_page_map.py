@@ -16,11 +16,11 @@ def shown(run: GuardedPages) -> tuple[str, int, int, str, int, int]:
 
 
 def test_page_map__rights_and_bytes_at_slide_0() -> None:
-    rules = ("write to kernel:schedule", "execute of virtual 0x1ff0..0x2010", "read, execute of physical 0x10..0x20")
+    rules = ("write to kernel:schedule", "execute of virtual 0x1000..0x3000", "read, execute of physical 0x10..0x20")
     plan = plan_of("\n".join(f"deny {rule}" for rule in rules))
     assert [shown(run) for run in page_map(plan)] == [
         ("virtual", BASE + 0x1000, BASE + 0x2000, "r-x", 0x800, 0x800),
-        ("virtual", 0x1000, 0x3000, "rw-", 0x20, 0x1FE0),
+        ("virtual", 0x1000, 0x3000, "rw-", 0x2000, 0),
         ("physical", 0, 0x1000, "---", 0x10, 0xFF0),
     ]
 

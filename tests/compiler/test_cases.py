@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from policyc.catalog import Access, EffectKind
-from policyc.compiler.checks import CheckOptions
+from policyc.compiler.options import CheckOptions
 from policyc.compiler.pipeline import compile_policies
 from policyc.compiler.resolved import ResolvedCase
 from policyc.diagnostics import Source, has_errors

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policyc.addresses import Gpa
 from policyc.emulator.introspection import Introspection
 from policyc.emulator.machine import Machine
 from policyc.kvmi import (
@@ -24,8 +25,11 @@ from policyc.kvmi import (
     Hello,
     PageAccess,
     PauseVcpu,
+    Registers,
     Reply,
+    SetRegisters,
     ToolConnection,
+    WritePhysical,
     set_page,
 )
 from tests.support.emulator_tool import UUID, ScriptedTool
@@ -192,6 +196,31 @@ def test_garbage_ends_the_connection_or_is_answered_and_never_stops_the_guest(
     tool.session.end("over")
     machine.run_until_idle()
     assert ticks(machine)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(Registers._fields), st.integers(0, (1 << 64) - 1), min_size=1, max_size=4),
+    st.integers(0, 0x1E000),
+    st.binary(min_size=1, max_size=64),
+)
+def test_whatever_the_tool_does_to_the_guest_is_the_guests_trouble_alone(
+    registers: dict[str, int], offset: int, data: bytes
+) -> None:
+    """Any registers, any bytes in the kernel's image: the guest may die of it, the process may not."""
+    machine = Machine.boot()
+    tool = ScriptedTool(V7, machine)
+    event = tool.pause()
+    tool.ask(WritePhysical(Gpa(0x100_0000 + offset & ~0x3F), data))
+    tool.ask(SetRegisters(0, event.regs._replace(**registers)))
+    tool.connection.reply(event, Action.CONTINUE)
+    tool.session.receive(b"".join(tool.connection.data_to_send()))
+    for _ in range(5):
+        machine.tick()
+        machine.run(2000)
+    assert tool.session.ended is None
+    tool.leave()
+    machine.run(2000)
 
 
 @settings(max_examples=30, deadline=None)

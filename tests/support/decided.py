@@ -7,6 +7,7 @@ from functools import cache
 from policyc.analysis.cases import CaseResult, Unit, run_test, unit_of
 from policyc.analysis.explanation import Explanation, explain
 from policyc.analysis.question import ask
+from policyc.compiler.options import CheckOptions
 from policyc.compiler.pipeline import compile_policies
 from policyc.compiler.profile_lookup import ProfileLookup
 from policyc.diagnostics import Source
@@ -27,7 +28,7 @@ def small_profile() -> Profile:
 def unit(text: str, name: str = "a.policy") -> Unit:
     """The tests of a policy, ready to run; the policy has no mistake."""
     source = Source(name, text)
-    result = compile_policies([source], small_profile())
+    result = compile_policies([source], small_profile(), CheckOptions(accept_hot_pages=True))
     assert result.plan is not None, [(d.code, d.message) for d in result.diagnostics]
     return unit_of(source, result.plan, result.policies[0].tests, {name: source})
 

@@ -14,6 +14,9 @@ __all__ = ["FILE_NAME", "CodeExample", "Files"]
 FILE_NAME = "example.policy"
 """How an example of one file is called."""
 
+MAX_SHOWN = 500
+"""Characters of an example that is shown whole."""
+
 Files: TypeAlias = "Mapping[str, str | bytes]"
 """Policy files by name."""
 
@@ -27,11 +30,11 @@ class CodeExample:
         wrong: the files with the mistake, a text alone under `FILE_NAME`; empty for a code that no file brings about.
         right: the same files without it; empty where there is nothing to show.
         named: the files that the command names, where that isn't all of them.
-        instead: what stands in the document in the place of files that are too long for it.
+        instead: what stands in the document before the files, or in the place of files that are too long for it.
         command: the command that finds the mistake.
-        options: what else the command is given for the wrong files.
-        right_options: what else it is given for the right ones.
+        right_options: what the command is given with the right files, where the files are right already.
         symbols: lines of a System.map that the kernel has besides those of the small guest.
+        sized: whether the profile is of the kind that has sizes, though none of these symbols'.
     """
 
     code: str
@@ -41,9 +44,9 @@ class CodeExample:
     named: tuple[str, ...] = ()
     instead: str | None = None
     command: str = "check"
-    options: tuple[str, ...] = ()
-    right_options: tuple[str, ...] = ()
+    right_options: str = ""
     symbols: str = ""
+    sized: bool = False
 
     @property
     def wrong_files(self) -> Files:
@@ -54,6 +57,11 @@ class CodeExample:
     def right_files(self) -> Files:
         """The files without it, by name."""
         return _files(self.right)
+
+    @property
+    def shown(self) -> bool:
+        """Whether the files have room in a document."""
+        return sum(map(len, self.wrong_files.values())) < MAX_SHOWN
 
 
 def _files(content: str | bytes | Files) -> Files:

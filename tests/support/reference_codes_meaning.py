@@ -25,8 +25,8 @@ NAME_EXAMPLES = (
     CodeExample(
         "P204",
         "Correct the name, or define it with `let`. A name is known in its own file only.",
-        "let patchers = kernel:__text_poke\nlog execute of patcher\n",
-        "let patchers = kernel:__text_poke\nlog execute of patchers\n",
+        "let constants = kernel .rodata\ndeny write to constant\n",
+        "let constants = kernel .rodata\ndeny write to constants\n",
     ),
     CodeExample(
         "P205",
@@ -96,10 +96,9 @@ NAME_EXAMPLES = (
     ),
     CodeExample(
         "P214",
-        "Say which of them is meant, by its address.",
+        "Say which of them is meant: by a symbol that stands alone, and the distance to it.",
         'deny write to kernel .text\n    except from kernel:helper because "it patches"\n',
-        "deny write to kernel .text\n"
-        '    except from virtual 0xffffffff810030a0..0xffffffff810030b0 because "it patches"\n',
+        'deny write to kernel .text\n    except from kernel:_stext + 0x30a0 size 16 because "it patches"\n',
         symbols="ffffffff810030a0 t helper\nffffffff810030b0 t after_helper\nffffffff810030c0 t helper\n",
         instead="a kernel with two functions called `helper`",
     ),
@@ -142,8 +141,8 @@ LEGALITY_EXAMPLES = (
     CodeExample(
         "P302",
         "Use a value that is allowed.",
-        "inject pf write to kernel:guarded_object\n",
-        "inject gp write to kernel:guarded_object\n",
+        "inject pf write to kernel .rodata\n",
+        "inject gp write to kernel .rodata\n",
     ),
     CodeExample(
         "P303",
@@ -168,7 +167,7 @@ LEGALITY_EXAMPLES = (
         "Compile with `--target` for the dialect that every guest's kernel speaks, or leave the rule out.",
         "on cpuid 0x40000000 log\n",
         "on cpuid 0x40000000 log\n",
-        right_options=("--target", "kvmi-v7"),
+        right_options="--target kvmi-v7",
     ),
     CodeExample(
         "P307",
@@ -190,6 +189,12 @@ LEGALITY_EXAMPLES = (
         "on cr3 when rax < 700 log\n",
         instead="a condition with 700 comparisons",
     ),
+    CodeExample(
+        "P310",
+        "Leave `restore` out, or keep the code from being changed at all.",
+        "watch kernel .text every 10s restore\n",
+        "deny write to kernel .text\n",
+    ),
 )
 
 JUDGEMENT_EXAMPLES = (
@@ -197,8 +202,8 @@ JUDGEMENT_EXAMPLES = (
         "P401",
         "Guard the code that is excepted, or the section that it lies in. Else whoever rewrites it may do what is "
         "forbidden.",
-        f"deny write to kernel:sys_call_table\n    {_PATCHER}\n",
-        f"deny write to kernel .text\n\ndeny write to kernel:sys_call_table\n    {_PATCHER}\n",
+        f"deny write to kernel .rodata\n    {_PATCHER}\n",
+        f"deny write to kernel .text\n\ndeny write to kernel .rodata\n    {_PATCHER}\n",
     ),
     CodeExample(
         "P404",
@@ -216,21 +221,112 @@ JUDGEMENT_EXAMPLES = (
         "P406",
         "Write at least one case.",
         'deny write to kernel .text\n\ntest "nobody writes to code" {\n}\n',
-        'deny write to kernel .text\n\ntest "nobody writes to code" {\n    write kernel:schedule => deny\n}\n',
+        'deny write to kernel .text\n\ntest "nobody writes to code" {\n    write kernel .text => deny\n}\n',
+    ),
+    CodeExample(
+        "P407",
+        "Leave the condition out, or write the one that was meant.",
+        "on cr3 when cpl <= 3 log\n",
+        "on cr3 when cpl == 3 log\n",
+    ),
+    CodeExample(
+        "P408",
+        "Correct the exception, or remove it: it never lifts the rule.",
+        'deny write to kernel .text when cpl == 3\n    except when cpl == 0 because "the kernel patches itself"\n',
+        "deny write to kernel .text when cpl == 3\n",
+    ),
+    CodeExample(
+        "P409",
+        "Narrow the exception. As it stands the rule is never in force.",
+        'deny write to kernel .text\n    except when cpl < 4 because "the kernel patches itself"\n',
+        f"deny write to kernel .text\n    {_PATCHER}\n",
+    ),
+    CodeExample(
+        "P410",
+        "Remove the rule, or let it speak of what the stricter ones don't.",
+        "deny write to kernel .rodata\nlog write to kernel:sys_call_table\n",
+        "deny write to kernel .rodata\nlog read of kernel:sys_call_table when cpl == 3\n",
+        right_options="--accept-hot-pages",
+    ),
+    CodeExample(
+        "P411",
+        "Correct the place, name the policy with `overriding`, or remove the `allow`: what no rule denies is allowed "
+        "anyway.",
+        "deny write to kernel .text\nallow write to kernel:jump_label_nop from kernel:memcpy\n",
+        "deny write to kernel .text\nallow write to kernel:jump_label_site from kernel:memcpy\n",
+    ),
+    CodeExample(
+        "P412",
+        "Remove the exception, or ask whoever owns it whether it is still needed and write the new date.",
+        'deny write to kernel .text\n    except from kernel:__text_poke because "a tracer" until 2020-01-31\n',
+        'deny write to kernel .text\n    except from kernel:__text_poke because "a tracer" until 2030-01-31\n',
+    ),
+    CodeExample(
+        "P413",
+        "Find out whether the exception will still be needed. Nothing changes on the day itself.",
+        'deny write to kernel .text\n    except from kernel:__text_poke because "a tracer" until 2026-07-10\n',
+        'deny write to kernel .text\n    except from kernel:__text_poke because "a tracer" until 2030-01-31\n',
+        instead="on the first of July 2026",
+    ),
+    CodeExample(
+        "P414",
+        "Name the code with `from`: that holds only while the code is the one that was there when the plan was armed.",
+        'deny write to kernel .text\n    except when rip in kernel:__text_poke because "the kernel patches itself"\n',
+        f"deny write to kernel .text\n    {_PATCHER}\n",
+    ),
+    CodeExample(
+        "P415",
+        "Guard something that has its pages to itself. Where this very place matters and the guest may be that much "
+        "slower, say so.",
+        "deny write to kernel:system_state\n",
+        "deny write to kernel:system_state\n",
+        right_options="--accept-hot-pages",
+    ),
+    CodeExample(
+        "P416",
+        "Name what is still there after boot.",
+        "deny write to kernel .init\n",
+        "deny write to kernel .text\n",
+        symbols="ffffffff81008000 T __init_begin\nffffffff8100c000 T __init_end\n",
+        instead="a kernel with an `.init` section",
+    ),
+    CodeExample(
+        "P417",
+        "Write the size, if you know it.",
+        "deny write to kernel:sys_call_table\n",
+        "deny write to kernel:sys_call_table size 512\n",
+        sized=True,
+        instead="with a profile that knows sizes, and not this one",
+    ),
+    CodeExample(
+        "P418",
+        "Nothing has to be done. Writing `write` too says what happens anyway, and records it.",
+        "deny read of idt\n",
+        "deny read, write to idt\n",
     ),
     CodeExample(
         "P502",
         "Deny `execute` too, leave `read` out, or compile with `--cpu intel` where every host has execute-only pages.",
         "deny read, write to kernel .text\n",
         "deny read, write to kernel .text\n",
-        right_options=("--cpu", "intel"),
+        right_options="--cpu intel",
+    ),
+    CodeExample(
+        "P503",
+        "Name whole pages. Where this very code matters and the guest may be that much slower, say so.",
+        "log execute of kernel:set_memory_x\n",
+        "log execute of kernel:set_memory_x\n",
+        right_options="--accept-hot-pages",
+    ),
+    CodeExample(
+        "P504",
+        "Make several plans of it.",
     ),
     CodeExample(
         "P801",
         "Correct the policy, or the case.",
-        'deny write to kernel .text\n\ntest "constants stay" {\n    write kernel:sys_call_table => deny\n}\n',
-        'deny write to kernel .text, kernel .rodata\n\ntest "constants stay" {\n'
-        "    write kernel:sys_call_table => deny\n}\n",
+        'deny write to kernel .text\n\ntest "constants stay" {\n    write kernel .rodata => deny\n}\n',
+        'deny write to kernel .text, kernel .rodata\n\ntest "constants stay" {\n    write kernel .rodata => deny\n}\n',
         command="test",
     ),
     CodeExample(

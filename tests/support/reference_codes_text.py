@@ -33,8 +33,8 @@ TEXT_EXAMPLES = (
     CodeExample(
         "P104",
         "Close the text on the line that it begins on. There are no escapes: a text can't hold a `\"`.",
-        'log write to kernel .data because "we want to know\n',
-        'log write to kernel .data because "we want to know"\n',
+        'log write to idt because "we want to know\n',
+        'log write to idt because "we want to know"\n',
     ),
     CodeExample(
         "P105",
@@ -136,9 +136,7 @@ TEXT_EXAMPLES = (
     ),
     CodeExample(
         "P125",
-        "Split the policy into several files.",
-        "on cr0 log\n" * 250_001,
-        instead="a file of 250,001 rules",
+        "Split the policy into several files. One file has 250,000 statements at most.",
     ),
     CodeExample(
         "P126",

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import re
-import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import datetime
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 
-from policyc.diagnostics import CODES, Code, printable
+from policyc.analysis.cases import unit_of
+from policyc.analysis.report import Report, run_unit
+from policyc.compiler.checks import CheckOptions
+from policyc.compiler.imports import Loader
+from policyc.compiler.pipeline import compile_policies
+from policyc.diagnostics import CODES, Code, Diagnostic, Source, printable, render_text
 from policyc.emulator.image import small_system_map
-from tests.support.policyc_command import Ran, call_policyc
+from policyc.guest.profile import KERNEL, Profile
+from policyc.guest.readers import build_profile
+from policyc.lang.read import decode_source
 from tests.support.reference_codes import CodeExample, Files
 from tests.support.reference_codes_meaning import MEANING_EXAMPLES
 from tests.support.reference_codes_text import TEXT_EXAMPLES
@@ -35,6 +41,19 @@ STAGES: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 """The first digit of a code: what the code is about."""
 
+TODAY = datetime.date(2026, 7, 1)
+"""The day on which the examples are compiled."""
+
+OPTIONS: Mapping[str, CheckOptions] = MappingProxyType(
+    {
+        "": CheckOptions(today=TODAY),
+        "--target kvmi-v7": CheckOptions(today=TODAY, target="kvmi-v7"),
+        "--cpu intel": CheckOptions(today=TODAY, cpu="intel"),
+        "--accept-hot-pages": CheckOptions(today=TODAY, accept_hot_pages=True),
+    }
+)
+"""What the options of `policyc check` in the examples mean."""
+
 HEAD = """\
 # Diagnostics
 
@@ -49,23 +68,22 @@ language by example in [language.md](../language.md).
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the command said about an example's wrong and right files; `right` is None where there are none."""
+    """What is found in an example's wrong and right files."""
 
-    wrong: Ran
-    right: Ran | None
+    wrong: tuple[Diagnostic, ...]
+    right: tuple[Diagnostic, ...]
 
 
 @cache
 def outcome_of(code: str) -> Outcome:
-    """What `policyc` says about the example of this code."""
+    """What the compiler, and where there are tests the test runner, find in the example of this code."""
     example = CODE_EXAMPLES[code]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "System.map").write_text(small_system_map() + example.symbols)
-        call_policyc("profile", "build", "System.map", "-o", "guest.profile", cwd=folder)
-        wrong = _run(example, example.wrong_files, example.options, folder)
-        right = _run(example, example.right_files, example.right_options, folder) if example.right_files else None
-    return Outcome(wrong, right)
+    profile = build_profile((small_system_map() + example.symbols).encode())
+    profile = _with_sizes(profile) if example.sized else profile
+    return Outcome(
+        wrong=_findings(example, example.wrong_files, profile, CheckOptions(today=TODAY)),
+        right=_findings(example, example.right_files, profile, OPTIONS[example.right_options]),
+    )
 
 
 def diagnostics_markdown() -> str:
@@ -81,11 +99,35 @@ def diagnostics_markdown() -> str:
     return "\n".join(parts) + "\n"
 
 
-def _run(example: CodeExample, files: Files, options: tuple[str, ...], folder: Path) -> Ran:
-    for name, content in files.items():
-        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    named = example.named or tuple(files)
-    return call_policyc(example.command, *named, "--profile", "guest.profile", *options, cwd=folder)
+def _findings(example: CodeExample, files: Files, profile: Profile, options: CheckOptions) -> tuple[Diagnostic, ...]:
+    read = [decode_source(name, data if isinstance(data, bytes) else data.encode()) for name, data in files.items()]
+    refused = tuple(found for found in read if isinstance(found, Diagnostic))
+    if refused:
+        return refused
+    sources = {source.name: source for source in read if isinstance(source, Source)}
+    given = [sources[name] for name in example.named or files if name in sources]
+    result = compile_policies(given, profile, options, _loader(sources))
+    failures: list[Diagnostic] = []
+    if result.plan is not None:
+        for policy in result.policies:
+            unit = unit_of(policy.source, result.plan, policy.tests, sources)
+            failures += Report((run_unit(unit, profile, lambda _: True),)).failures
+    return (*result.diagnostics, *failures)
+
+
+def _with_sizes(profile: Profile) -> Profile:
+    """The profile as it would be if its source had sizes, and none for these symbols."""
+    symbols = replace(profile.kernel.symbols, sizes=array("Q", bytes(8 * len(profile.kernel.symbols))))
+    return replace(profile, images={**profile.images, KERNEL: replace(profile.kernel, symbols=symbols)})
+
+
+def _loader(sources: Mapping[str, Source]) -> Loader:
+    def load(_: str, path: str) -> Source:
+        if path not in sources:
+            raise FileNotFoundError(path)
+        return sources[path]
+
+    return load
 
 
 def _index(code: Code) -> Iterator[str]:
@@ -106,8 +148,8 @@ def _section(code: Code, example: CodeExample) -> Iterator[str]:
 
 def _example(example: CodeExample) -> Iterator[str]:
     if example.instead is not None:
-        yield f"For example, {example.instead}{':' if example.symbols else '.'}"
-    if example.instead is None or example.symbols:
+        yield f"For example, {example.instead}{':' if example.shown else '.'}"
+    if example.shown:
         yield from ([""] if example.instead else [])
         yield from _listing(example.wrong_files)
 
@@ -123,12 +165,11 @@ def _listing(files: Files) -> Iterator[str]:
 
 def _options(example: CodeExample) -> Iterator[str]:
     if example.right_options:
-        yield from ("", f"with `policyc {example.command} {' '.join(example.right_options)}`.")
+        yield from ("", f"with `policyc {example.command} {example.right_options}`.")
 
 
-def _said(code: Code, ran: Ran) -> Iterator[str]:
-    """The first diagnostic of this code; a sign stands for others."""
-    blocks = re.split(r"\n\n", (ran.out + ran.err).strip("\n"))
-    found = [number for number, block in enumerate(blocks) if f"[{code.name}]" in block.partition("\n")[0]]
-    assert found, f"the example of {code.name} doesn't bring it about:\n{ran.out}{ran.err}"
-    yield from blocks[found[0]].split("\n")
+def _said(code: Code, found: Sequence[Diagnostic]) -> Iterator[str]:
+    """The first diagnostic of this code, as it is drawn."""
+    first = next(diagnostic for diagnostic in found if diagnostic.code == code.name)
+    blocks = render_text([first]).rstrip("\n").split("\n")
+    yield from blocks[:-2]  # without the count
