@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from policyc.compiler.pipeline import compile_policies
+from policyc.diagnostics import Source
+from policyc.guest.readers import build_profile
+from policyc.runtime.needs import unsupported_rules
 from tests.support.policyc_command import Ran, call_policyc
 from tests.support.reference_files import ROOT
+from tests.support.small_kernel import SYSTEM_MAP
+
+PROFILE = build_profile(SYSTEM_MAP.encode())
 
 
 def test_words__what_an_event_and_a_field_of_one_name_mean(tmp_path: Path) -> None:
@@ -33,6 +40,13 @@ def test_words__where_an_effect_is_legal(tmp_path: Path) -> None:
         "skip, way: `by skip` carries a `deny` out in this way and no other.\n"
         "smep, bit: Bit 20 of cr4.\n"
     )
+
+
+def test_words__bits_can_be_pinned_in_few_registers(tmp_path: Path) -> None:
+    said = call_policyc("words", "pin", "cr3", "msr", cwd=tmp_path).out
+    assert "  cr0, cr4, msr efer: pinned value (" in said
+    assert [line.partition(":")[0] for line in said.splitlines() if line.startswith("  pin")] == ["  pin"]
+    assert "pin" not in said.partition("cr3, event")[2].partition("msr, event")[0]
 
 
 def test_words__the_code_of_a_diagnostic(tmp_path: Path) -> None:
@@ -80,6 +94,17 @@ def test_words__a_document_has_all_words(tmp_path: Path) -> None:
     ran = call_policyc("words", "deny", "--format", "json", cwd=tmp_path)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.endswith("Error: --format json is about all words: leave WORD out\n")
+
+
+def test_words__say_what_this_version_carries_out(tmp_path: Path) -> None:
+    """As the runtime itself does when it is given a plan."""
+    mechanisms = json.loads(call_policyc("words", "--format", "json", cwd=tmp_path).out)["mechanisms"]
+    done = {row["mechanism"] for row in mechanisms if row["carried_out"]}
+    assert done >= {"pass", "new value", "old value", "pinned value", "skip or fault", "skip", "fault", "crash"}
+    for effect, mechanism in (("retry 1 then crash", "retry"), ("deny", "skip or fault")):
+        policy = compile_policies([Source("a.policy", f"{effect} write to idt")], PROFILE)
+        assert policy.plan is not None
+        assert (mechanism in done) == (not unsupported_rules(policy.plan))
 
 
 def test_words__json_says_what_it_is(tmp_path: Path) -> None:

@@ -27,7 +27,10 @@ from policyc.catalog import (
 )
 from policyc.compiler.pipeline import compile_policies
 from policyc.diagnostics import CODES, Severity, Source
+from policyc.emulator.image import small_system_map
+from policyc.guest.readers import build_profile
 from policyc.lang.text_to_tree import load_parser
+from policyc.runtime.needs import unsupported_rules
 from tests.support.policyc_command import call_policyc
 from tests.support.reference_diagnostics import CODE_EXAMPLES, OPTIONS, outcome_of
 from tests.support.reference_files import FILES, REFRESH, ROOT
@@ -52,6 +55,39 @@ def leads_somewhere(document: Path, path: str, anchor: str) -> bool:
         return False
     headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if anchor else []
     return not anchor or anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# ---- the language by example
+
+CROOKED = {"crooked.policy", "mistakes.policy"}
+"""Examples of what isn't in order."""
+
+WARNED = {"overdue.policy": {"P412"}, "unguarded.policy": {"P401"}}
+
+
+def examples_of_the_guide() -> dict[str, str]:
+    text = (ROOT / "docs" / "language.md").read_text()
+    return dict(re.findall(r"<!-- file: (\S+) -->\n```\n(.*?)```", text, re.DOTALL))
+
+
+@pytest.mark.parametrize("name", sorted(set(examples_of_the_guide()) - CROOKED))
+def test_guide__examples_are_right_and_in_the_canonical_form(name: str, tmp_path: Path) -> None:
+    files = examples_of_the_guide()
+    for file, text in files.items():
+        (tmp_path / file).write_text(text)
+    call_policyc("guest", "profile", "-o", "guest.profile", cwd=tmp_path)
+    checked = call_policyc("check", name, "--profile", "guest.profile", "--format", "json", cwd=tmp_path)
+    assert {found["code"] for found in json.loads(checked.out)["diagnostics"]} == WARNED.get(name, set())
+    assert call_policyc("fmt", "--check", name, cwd=tmp_path).code == 0
+
+
+def test_guide__says_what_this_version_does_not_carry_out() -> None:
+    profile = build_profile(small_system_map().encode())
+    plan = compile_policies([Source("a.policy", "watch idt every 5s")], profile).plan
+    assert plan is not None
+    refused = bool(unsupported_rules(plan))
+    guide = " ".join((ROOT / "docs" / "language.md").read_text().split())
+    assert ("of this version refuses a plan that has one" in guide) == refused
 
 
 # ---- diagnostics

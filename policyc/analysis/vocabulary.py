@@ -44,10 +44,13 @@ from policyc.guest.profile import KERNEL
 
 __all__ = [
     "PHRASES",
+    "PINNABLE",
     "RETRY_PHRASE",
     "Fact",
     "Kind",
     "Word",
+    "effects_on",
+    "legal_on",
     "mechanism_name",
     "mechanism_of",
     "vocabulary",
@@ -103,6 +106,11 @@ PHRASES: Mapping[EffectKind, str] = {
 
 RETRY_PHRASE = "retry"
 
+_PIN = PHRASES[EffectKind.PIN]
+
+PINNABLE: tuple[str, ...] = tuple(word if word in EVENTS else f"msr {word}" for word in CONTROL_BITS)
+"""The events whose register has named bits, the only ones that `pin` can keep."""
+
 
 def mechanism_name(mechanism: Mechanism) -> str:
     """A short name, such as `skip or fault`."""
@@ -120,6 +128,20 @@ def words_of(column: Column) -> tuple[str, ...]:
     """The events, or the accesses, that are decided by this column."""
     events = [spec.word for spec in EVENTS.values() if spec.column is column]
     return (*events, *(word for word, access in ACCESS_WORDS.items() if column in column_of_access(access)))
+
+
+def legal_on(phrase: str) -> Mapping[str, Mechanism]:
+    """What the effect is legal on, several words of one column together, with what brings it about."""
+    found = {column: how for column in Column if (how := mechanism_of(phrase, column)) is not None}
+    return {", ".join(PINNABLE if phrase == _PIN else words_of(column)): how for column, how in found.items()}
+
+
+def effects_on(word: str, column: Column) -> Mapping[str, Mechanism]:
+    """The effects that are legal on the event or access of this name, with what brings each about."""
+    found = {phrase: mechanism_of(phrase, column) for phrase in (*PHRASES.values(), RETRY_PHRASE)}
+    if word not in (event.split()[0] for event in PINNABLE):
+        found[_PIN] = None
+    return {phrase: how for phrase, how in found.items() if how is not None}
 
 
 def vocabulary() -> tuple[Word, ...]:

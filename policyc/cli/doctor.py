@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,26 +12,15 @@ import click
 from policyc.cli.artifact_files import load_profile, read_secret
 from policyc.cli.command_table import examples
 from policyc.cli.exit_codes import ExitCode
-from policyc.cli.progress import progress
 
 if TYPE_CHECKING:
-    import socket as sockets
+    from collections.abc import Sequence
 
-    from policyc.guest.profile import Profile
     from policyc.runtime.doctor_case import Case, Finding
-    from policyc.runtime.doctor_chart import Chart
-    from policyc.runtime.doctor_place import Site
-    from policyc.runtime.records import Record
-    from policyc.runtime.transport import Listener, Peer
-
-    Accepted = tuple[sockets.socket, Peer]
 
 __all__ = ["command"]
 
 DEFAULT_SOCKET = "/run/policyc/guest.sock"
-
-PATIENCE = 0.25
-"""Seconds of one wait: how often the progress moves."""
 
 
 @click.command(
@@ -78,100 +63,24 @@ def command(
     Exit code 0 means that all is well, 1 that something weakens or prevents enforcement, 4 that no guest came or that
     it was refused, 74 that the socket can't be made.
     """
+    from policyc.cli.doctor_visit import VisitOptions, visit
     from policyc.runtime.doctor_findings import findings_of
 
     if not isfinite(wait):
         # Not a number compares as if it were in every range.
         raise click.BadParameter(f"{wait} is not a number of seconds")
-    secret = read_secret(cookie_file) if cookie_file is not None else None
-    known = load_profile(profile) if profile is not None else None
-    case = _case(Path(path).absolute(), wait, secret, known, probe)
+    case = visit(
+        VisitOptions(
+            socket=Path(path).absolute(),
+            wait=wait,
+            secret=read_secret(cookie_file) if cookie_file is not None else None,
+            profile=load_profile(profile) if profile is not None else None,
+            probe=probe,
+        )
+    )
     findings = findings_of(case)
     _print(case, findings, Path(cookie_file).absolute() if cookie_file is not None else None, as_json)
     return _code(case, findings)
-
-
-def _case(path: Path, wait: float, secret: bytes | None, profile: Profile | None, probe: bool) -> Case:
-    """Listen, wait, examine, and bring together what there is."""
-    from policyc.runtime.doctor_case import Case
-    from policyc.runtime.doctor_chart import Chart, Stage
-    from policyc.runtime.doctor_host import look_at_host
-    from policyc.runtime.doctor_place import find_place, survey_site
-    from policyc.runtime.doctor_processes import process
-    from policyc.runtime.transport import Listener, TransportError
-
-    place, nobody = find_place(path), Chart(stage=Stage.NOBODY)
-    try:
-        listener = Listener(path)
-    except TransportError as error:
-        return Case(
-            place,
-            survey_site(path),
-            look_at_host(),
-            nobody,
-            listened=False,
-            problem=error.message,
-            remedy=error.help,
-            has_secret=secret is not None,
-            is_probed=probe,
-        )
-    try:
-        site: Site = survey_site(path)
-        accepted = _wait(listener, wait)
-    finally:
-        listener.close()
-    peer, chart = None, nobody
-    if accepted is not None:
-        connection, credentials = accepted
-        peer = process(credentials.pid)
-        chart = _examine(connection, secret, profile, probe)
-    return Case(
-        place,
-        site,
-        look_at_host(),
-        chart,
-        peer=peer,
-        waited=wait,
-        has_secret=secret is not None,
-        is_probed=probe,
-    )
-
-
-def _wait(listener: Listener, seconds: float) -> Accepted | None:
-    """The first that connects; None if nobody does."""
-    end = time.monotonic() + seconds
-    with progress("waiting for a guest", max(1, round(seconds / PATIENCE))) as tick:
-        while True:
-            left = end - time.monotonic()
-            accepted = listener.accept(max(0.0, min(PATIENCE, left)))
-            if accepted is not None or left <= 0:
-                return accepted
-            tick()
-
-
-def _examine(connection: sockets.socket, secret: bytes | None, profile: Profile | None, probe: bool) -> Chart:
-    from policyc.runtime.doctor import Checkup, conclude, step
-    from policyc.runtime.doctor_probe import Watch
-    from policyc.runtime.session import Session
-
-    checkup = Checkup(profile, Watch() if probe else None)
-    with _telling() as tell:
-        end = Session(checkup, step, connection, tell, cookie=secret).run()
-    return conclude(checkup, end.reason, end.fault)
-
-
-@contextmanager
-def _telling() -> Iterator[Callable[[Record], None]]:
-    """Gives the function that shows on a terminal what the examination is at."""
-    if not sys.stderr.isatty():
-        yield lambda record: None
-        return
-    # Imported here: a twentieth of a second that only a terminal pays.
-    from rich.console import Console
-    from rich.text import Text
-
-    with Console(stderr=True).status("") as status:
-        yield lambda record: status.update(Text(str(getattr(record, "fact", ""))))
 
 
 def _print(case: Case, findings: Sequence[Finding], secret: Path | None, as_json: bool) -> None:

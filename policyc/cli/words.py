@@ -57,15 +57,14 @@ def command(words: tuple[str, ...], format: str) -> ExitCode:
 
 def words_document(format: str) -> str:
     """All words in one of the forms in `DOCUMENTS`."""
+    from policyc.cli.carried_out import carried_out
     from policyc.cli.words_json import words_json
     from policyc.cli.words_markdown import words_markdown
     from policyc.cli.words_textmate import words_textmate
-    from policyc.runtime.mechanisms import MECHANISMS
 
-    carried_out = frozenset(MECHANISMS)
     if format == "textmate":
         return words_textmate()
-    return words_json(carried_out) if format == "json" else words_markdown(carried_out)
+    return words_json(carried_out()) if format == "json" else words_markdown(carried_out())
 
 
 def _all_words() -> Iterator[str]:
@@ -107,20 +106,17 @@ def _meanings(asked: tuple[str, ...]) -> Iterator[str]:
 
 def _legality(word: Word) -> Iterator[str]:
     """Which effects an event or access can have, and on what an effect can be."""
-    from policyc.analysis.vocabulary import PHRASES, RETRY_PHRASE, Kind, mechanism_name, mechanism_of, words_of
+    from policyc.analysis.vocabulary import PHRASES, RETRY_PHRASE, Kind, effects_on, legal_on, mechanism_name
     from policyc.catalog import Column
 
-    phrases = (*PHRASES.values(), RETRY_PHRASE)
     if word.kind in (Kind.EVENT, Kind.ACCESS):
-        column = Column[str(word.facts["column"]).upper()]
-        pairs = [(phrase, mechanism_of(phrase, column)) for phrase in phrases]
-    elif word.word in phrases and word.kind in (Kind.EFFECT, Kind.KEYWORD):
-        pairs = [(", ".join(words_of(column)), mechanism_of(word.word, column)) for column in Column]
+        legal = effects_on(word.word, Column[str(word.facts["column"]).upper()])
+    elif word.kind in (Kind.EFFECT, Kind.KEYWORD) and word.word in (*PHRASES.values(), RETRY_PHRASE):
+        legal = legal_on(word.word)
     else:
         return
-    for what, how in pairs:
-        if how is not None:
-            yield f"  {what}: {mechanism_name(how)} ({how.value})"
+    for what, how in legal.items():
+        yield f"  {what}: {mechanism_name(how)} ({how.value})"
 
 
 def _bold(text: str) -> str:

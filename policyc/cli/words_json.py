@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import json
 
-from policyc.analysis.vocabulary import PHRASES, RETRY_PHRASE, Fact, mechanism_name, mechanism_of, vocabulary, words_of
+from policyc.analysis.vocabulary import (
+    PHRASES,
+    PINNABLE,
+    RETRY_PHRASE,
+    Fact,
+    mechanism_name,
+    mechanism_of,
+    vocabulary,
+    words_of,
+)
 from policyc.catalog import MSR_RANGES, TARGETS, Column, Mechanism
 
 __all__ = ["WORDS_VERSION", "words_json"]
@@ -27,6 +36,7 @@ def words_json(carried_out: frozenset[Mechanism]) -> str:
             for how in Mechanism
         ],
         "legality": {phrase: _legal(phrase) for phrase in (*PHRASES.values(), RETRY_PHRASE)},
+        "pinnable": list(PINNABLE),
         "msr_ranges": {
             dialect: [{"first": span.start, "last": span.stop - 1} for span in spans]
             for dialect, spans in MSR_RANGES.items()

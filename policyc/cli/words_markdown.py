@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from itertools import groupby
 
 from policyc.analysis.keywords import KEYWORDS, Role
 from policyc.analysis.vocabulary import (
     PHRASES,
+    PINNABLE,
     RETRY_PHRASE,
     Kind,
     Word,
@@ -32,10 +33,9 @@ from policyc.catalog import (
     Unknown,
     carries,
 )
+from policyc.cli.markdown import code, section, table
 
 __all__ = ["words_markdown"]
-
-Row = Sequence[str]
 
 _HEAD = """\
 # The words of the language
@@ -70,11 +70,11 @@ def words_markdown(carried_out: frozenset[Mechanism]) -> str:
 
 
 def _effects() -> str:
-    rows = [(_code(phrase + _argument(phrase)), str(int(kind)), _meaning(phrase)) for kind, phrase in PHRASES.items()]
-    return _section(
+    rows = [(code(phrase + _argument(phrase)), str(int(kind)), _meaning(phrase)) for kind, phrase in PHRASES.items()]
+    return section(
         "Effects",
         "Where rules overlap, the highest rank wins. `retry N then EFFECT` has the rank of its EFFECT.",
-        _table(("Effect", "Rank", "Meaning"), rows),
+        table(("Effect", "Rank", "Meaning"), rows),
     )
 
 
@@ -90,18 +90,18 @@ def _meaning(phrase: str) -> str:
 def _legality() -> str:
     phrases = (*PHRASES.values(), RETRY_PHRASE)
     rows = [(_about(column), *(_cell(phrase, column) for phrase in phrases)) for column in Column]
-    return _section(
+    return section(
         "Which effect on what",
         "An empty cell is refused by the compiler (P304), which then says what is legal. A name in a cell is the\n"
         "mechanism that brings the effect about; what each means on the wire stands below.",
-        _table(("", *(_code(phrase) for phrase in phrases)), rows),
+        table(("", *(code(phrase) for phrase in phrases)), rows),
         "`retry N then EFFECT` answers RETRY up to N times and then does what EFFECT does; where its cell is empty,\n"
-        "it can't stand. `pin` is for `cr0`, `cr4` and `msr efer` alone. `deny by skip` is the same as `skip`.",
+        f"it can't stand. `pin` is for {', '.join(map(code, PINNABLE))} alone. `deny by skip` is the same as `skip`.",
     )
 
 
 def _about(column: Column) -> str:
-    return f"{column.value} ({', '.join(map(_code, words_of(column)))})"
+    return f"{column.value} ({', '.join(map(code, words_of(column)))})"
 
 
 def _cell(phrase: str, column: Column) -> str:
@@ -113,40 +113,40 @@ def _mechanisms(carried_out: frozenset[Mechanism]) -> str:
     rows = [
         (mechanism_name(how), how.value, "yes" if how in carried_out else "not in this version") for how in Mechanism
     ]
-    return _section(
+    return section(
         "Mechanisms",
         "What the tool answers to the KVMI event. A rule whose mechanism this version doesn't carry out compiles, and\n"
         "`policyc run` refuses the plan before it listens.",
-        _table(("Mechanism", "On the wire", "Carried out"), rows),
+        table(("Mechanism", "On the wire", "Carried out"), rows),
     )
 
 
 def _accesses(words: Iterable[Word]) -> str:
-    rows = [(_code(word.word), word.doc) for word in words]
-    return _section(
+    rows = [(code(word.word), word.doc) for word in words]
+    return section(
         "Accesses",
         "One or several, with commas: `deny read, write to idt`. Each comes as a page fault event.",
-        _table(("Access", "Meaning"), rows),
+        table(("Access", "Meaning"), rows),
     )
 
 
 def _events() -> str:
     rows = [
         (
-            _code(spec.word),
+            code(spec.word),
             "" if spec.parameter is Parameter.NONE else spec.parameter.value,
             spec.doc,
-            ", ".join(_code(field.word) for field in FIELDS.values() if spec.column in field.columns),
+            ", ".join(code(field.word) for field in FIELDS.values() if spec.column in field.columns),
             "all" if spec.dialects == TARGETS else ", ".join(spec.dialects),
             spec.kvmi,
         )
         for spec in EVENTS.values()
     ]
-    refused = [f"- {_code(word)}: {reason}." for word, reason in NOT_EVENTS.items()]
-    return _section(
+    refused = [f"- {code(word)}: {reason}." for word, reason in NOT_EVENTS.items()]
+    return section(
         "Events",
         "Behind `on`. Every event but `unhook` also carries the fields that every event of a vCPU has, below.",
-        _table(("Event", "Followed by", "Meaning", "Own fields", "Dialects", "KVMI event"), rows),
+        table(("Event", "Followed by", "Meaning", "Own fields", "Dialects", "KVMI event"), rows),
         "No rule can be about these:",
         "\n".join(refused),
     )
@@ -154,16 +154,16 @@ def _events() -> str:
 
 def _fields(functions: Iterable[Word]) -> str:
     rows = [
-        (", ".join(_code(spec.word) for spec in specs), doc, *facts)
+        (", ".join(code(spec.word) for spec in specs), doc, *facts)
         for (doc, *facts), specs in groupby(FIELDS.values(), _field_row)
     ]
-    return _section(
+    return section(
         "Fields",
         "What conditions read. An address can be asked for `in PLACE`, the bits of a register by their names. A field\n"
         "without value counts as what makes the verdict stricter: a rule applies, an exception doesn't.",
-        _table(("Field", "Meaning", "Carried by", "Value", "But"), rows),
+        table(("Field", "Meaning", "Carried by", "Value", "But"), rows),
         "The functions are about the change that an event with `old` and `new` tells of:",
-        _table(("Function", "Meaning"), [(_code(word.word), word.doc) for word in functions]),
+        table(("Function", "Meaning"), [(code(word.word), word.doc) for word in functions]),
     )
 
 
@@ -194,9 +194,9 @@ def _remark(spec: FieldSpec) -> str:
 def _bits() -> str:
     parts = []
     for register, bits in CONTROL_BITS.items():
-        listed = ", ".join(f"{_code(word)} {mask.bit_length() - 1}" for word, mask in bits.items())
-        parts.append(f"- {_code(register)}: {listed}")
-    return _section(
+        listed = ", ".join(f"{code(word)} {mask.bit_length() - 1}" for word, mask in bits.items())
+        parts.append(f"- {code(register)}: {listed}")
+    return section(
         "Bits of control registers",
         "By name and position, for `pin`, `clears`, `sets` and conditions. No name stands in two registers.",
         "\n".join(parts),
@@ -205,19 +205,19 @@ def _bits() -> str:
 
 def _msrs() -> str:
     rows = [
-        (_code(word), f"{number:#x}", *(_reached(number, dialect) for dialect in TARGETS))
+        (code(word), f"{number:#x}", *(_reached(number, dialect) for dialect in TARGETS))
         for word, number in MSRS.items()
     ]
     ranges = [
         f"- {dialect}: {' and '.join(f'{span.start:#x} to {span.stop - 1:#x}' for span in spans)}"
         for dialect, spans in MSR_RANGES.items()
     ]
-    return _section(
+    return section(
         "MSRs",
         "Behind `on msr`, by name or by number. These numbers can be intercepted, first and last included:",
         "\n".join(ranges),
         "and these have names:",
-        _table(("MSR", "Number", *TARGETS), rows),
+        table(("MSR", "Number", *TARGETS), rows),
     )
 
 
@@ -226,26 +226,26 @@ def _reached(number: int, dialect: str) -> str:
 
 
 def _vectors(words: Iterable[Word]) -> str:
-    return _section(
+    return section(
         "Exceptions that may be injected",
         "Behind `inject`, by name or by number. Others would stop the vCPU, loop, or need facts that the event lacks.",
-        _table(("Exception", "Vector"), [(_code(word.word), str(word.facts["vector"])) for word in words]),
+        table(("Exception", "Vector"), [(code(word.word), str(word.facts["vector"])) for word in words]),
     )
 
 
 def _places(words: dict[Kind, list[Word]]) -> str:
-    rows = [(_code(f"{word.facts['image']} {word.word}"), word.doc) for word in words[Kind.SECTION]]
-    rows += [(_code(word.word), word.doc) for word in words[Kind.TABLE]]
-    return _section(
+    rows = [(code(f"{word.facts['image']} {word.word}"), word.doc) for word in words[Kind.SECTION]]
+    rows += [(code(word.word), word.doc) for word in words[Kind.TABLE]]
+    return section(
         "Places with names of their own",
         "Besides these, a place is a symbol, a pattern of symbols, addresses, or a `let` name.",
-        _table(("Place", "Meaning"), rows),
+        table(("Place", "Meaning"), rows),
     )
 
 
 def _settings(words: dict[Kind, list[Word]]) -> str:
     rows = [
-        (f"{lead} …", ", ".join(_code(word.word) for word in words[kind]))
+        (f"{lead} …", ", ".join(code(word.word) for word in words[kind]))
         for lead, kind in (
             ("`severity`", Kind.SEVERITY),
             ("`mode`", Kind.MODE),
@@ -254,7 +254,7 @@ def _settings(words: dict[Kind, list[Word]]) -> str:
             ("`per`", Kind.UNIT),
         )
     ]
-    return _section("Words behind keywords", _table(("Behind", "One of"), rows))
+    return section("Words behind keywords", table(("Behind", "One of"), rows))
 
 
 _ROLES = {
@@ -270,33 +270,6 @@ _ROLES = {
 def _keywords() -> str:
     parts = ["They are keywords only where the grammar has them: a place may be called `size` or `test`."]
     for role, title in _ROLES.items():
-        rows = [(_code(word), doc) for word, (of, doc) in KEYWORDS.items() if of is role]
-        parts.append(_table((title, "Meaning"), rows))
-    return _section("Keywords", *parts)
-
-
-def _section(title: str, *parts: str) -> str:
-    return "\n\n".join([f"## {title}", *(part.rstrip("\n") for part in parts)]) + "\n"
-
-
-def _table(head: Row, rows: Iterable[Row]) -> str:
-    return "\n".join(_lines(head, rows))
-
-
-def _lines(head: Row, rows: Iterable[Row]) -> Iterator[str]:
-    yield _line(head)
-    yield _line(["---"] * len(head))
-    yield from map(_line, rows)
-
-
-def _line(cells: Row) -> str:
-    return f"|{'|'.join(_cell_text(cell) for cell in cells)}|"
-
-
-def _cell_text(text: str) -> str:
-    """A cell with a blank on both sides; `|` would end it."""
-    return f" {text} ".replace("|", r"\|") if text else " "
-
-
-def _code(text: str) -> str:
-    return f"`{text}`"
+        rows = [(code(word), doc) for word, (of, doc) in KEYWORDS.items() if of is role]
+        parts.append(table((title, "Meaning"), rows))
+    return section("Keywords", *parts)

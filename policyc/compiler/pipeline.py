@@ -21,6 +21,7 @@ from policyc.compiler.resolved import ResolvedPolicy
 from policyc.diagnostics import Diagnostic, Source, has_errors, sort_diagnostics
 from policyc.guest.profile import Profile
 from policyc.plan.model import Plan
+from policyc.plan.sweep import OverlapLimitError
 
 __all__ = ["CompileResult", "compile_policies"]
 
@@ -70,7 +71,17 @@ def compile_policies(
     if has_errors(found):
         return _result(None, found)
 
-    policies = [policy for policy, _ in resolved]
+    try:
+        return _checked([policy for policy, _ in resolved], found, profile, options)
+    except OverlapLimitError as error:
+        help = "name the bytes once, in one rule, instead of nesting ranges"
+        return _result(None, [*found, Diagnostic("P504", str(error), None, help)])
+
+
+def _checked(
+    policies: Sequence[ResolvedPolicy], found: list[Diagnostic], profile: Profile | None, options: CheckOptions
+) -> CompileResult:
+    """The stages that look at all policies together: checks, lowering, and what only the plan can tell."""
     found.extend(run_checks(policies, options))
     if has_errors(found) or profile is None:
         return _result(None, found)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from policyc.catalog import EVENTS, FIELDS, LEGALITY, Access, EffectKind, carries, column_of_access
+from policyc.catalog import EVENTS, FIELDS, LEGALITY, VECTORS, Access, EffectKind, carries, column_of_access
 from policyc.plan.condition_steps import Step, decode_condition
 from policyc.plan.conditions import Condition, fields_of, places_of
 from policyc.plan.model import (
@@ -202,6 +202,9 @@ def _check_legal(number: int, rule: Rule) -> None:
         raise ValueError(f"rule {number} names no event of the language: `{rule.event.word}`")
     if rule.event is None and not rule.places:
         raise ValueError(f"rule {number} guards no place")
+    vector = rule.effect.kind in (EffectKind.FAULT, EffectKind.INJECT)
+    if vector and rule.effect.argument not in VECTORS.values():
+        raise ValueError(f"rule {number} injects exception {rule.effect.argument}, which would stop the guest")
     columns = column_of_access(rule.access) if rule.event is None else {EVENTS[rule.event.word].column}
     for column in columns:
         if column not in LEGALITY[rule.effect.kind]:

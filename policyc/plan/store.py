@@ -94,7 +94,8 @@ def _parse(data: bytes) -> object:
     if len(data) > MAX_PLAN_BYTES:
         raise PlanRefusedError(f"the plan has {len(data)} bytes, at most {MAX_PLAN_BYTES} are read")
     try:
-        return cast("object", json.loads(data, object_pairs_hook=_unique_keys))
+        parsed = json.loads(data, object_pairs_hook=_unique_keys, parse_float=_no_float, parse_constant=_no_float)
+        return cast("object", parsed)
     except RecursionError as error:
         raise PlanRefusedError("the plan is nested deeper than any plan is", RECOMPILE) from error
     except ValueError as error:
@@ -107,6 +108,11 @@ def _unique_keys(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     if len(found) != len(pairs):
         raise ValueError("an object has the same key twice")
     return found
+
+
+def _no_float(text: str) -> object:
+    """Refuse what compares equal to an integer and is none: 1.0 is no index."""
+    raise ValueError(f"`{text[:20]}` is no whole number")
 
 
 def _check_schema(document: object) -> None:

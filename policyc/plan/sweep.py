@@ -16,7 +16,14 @@ from typing import NamedTuple
 
 from intervaltree import Interval, IntervalTree
 
-__all__ = ["Segment", "segment_tree", "sweep"]
+__all__ = ["MAX_MEMBERSHIPS", "OverlapLimitError", "Segment", "segment_tree", "sweep"]
+
+MAX_MEMBERSHIPS = 1 << 22
+"""Members of all segments together. Ranges nested a thousand deep make a million; no policy means that."""
+
+
+class OverlapLimitError(ValueError):
+    """The ranges overlap so deeply that their segments would fill the memory."""
 
 
 class Segment(NamedTuple):
@@ -32,6 +39,9 @@ def sweep(ranges: Iterable[tuple[int, int, int]]) -> tuple[Segment, ...]:
 
     Bytes that no range covers are in no segment. Neighbours with the same members are one segment. A member may come
     several times and overlap itself; it counts once. The result doesn't depend on the order of the input.
+
+    Raises:
+        OverlapLimitError: the segments would have more than `MAX_MEMBERSHIPS` members together.
     """
     edges: list[tuple[int, int, int]] = []
     for start, end, member in ranges:
@@ -42,9 +52,12 @@ def sweep(ranges: Iterable[tuple[int, int, int]]) -> tuple[Segment, ...]:
     segments: list[Segment] = []
     depth: dict[int, int] = {}
     active: tuple[int, ...] = ()
-    position = 0
+    position = memberships = 0
     for address, here in groupby(edges, key=itemgetter(0)):
         if active:
+            memberships += len(active)
+            if memberships > MAX_MEMBERSHIPS:
+                raise OverlapLimitError(f"rules overlap too deeply: over {MAX_MEMBERSHIPS} times on all bytes together")
             _append(segments, Segment(position, address, active))
         position = address
         active = _moved(active, depth, [(member, step) for _, step, member in here])

@@ -39,8 +39,12 @@ __all__ = [
     "decide",
 ]
 
-NEAR_ZONE = 512
-"""The largest store that the kernel emulates (FXSAVE): how far below an object a store that reaches it may begin."""
+NEAR_ZONE = 1024
+"""The most that one emulated instruction writes: how far below an object a store that reaches it may begin.
+
+FXSAVE stores 512 bytes; REP INS stores what was read ahead from the port, up to 1024 (`pio_in_emulated` of the kernel's
+arch/x86/kvm/emulate.c).
+"""
 
 
 class Fact(Enum):
@@ -160,14 +164,19 @@ Cell = tuple[Group, ...]
 
 
 class CodeRanges:
-    """Code that `from` names: sorted, disjoint ranges of virtual addresses."""
+    """Code that `from` names: sorted, disjoint ranges of virtual addresses; overlapping ones are joined."""
 
     __slots__ = ("ends", "starts")
 
     def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
-        ordered = sorted(ranges)
-        self.starts = [start for start, _ in ordered]
-        self.ends = [end for _, end in ordered]
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+        for start, end in sorted(ranges):
+            if self.ends and start <= self.ends[-1]:
+                self.ends[-1] = max(self.ends[-1], end)
+            else:
+                self.starts.append(start)
+                self.ends.append(end)
 
     def __contains__(self, address: int) -> bool:
         index = bisect_right(self.starts, address) - 1

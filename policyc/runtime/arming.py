@@ -7,11 +7,12 @@ and only then pages restricted, since a vCPU without page-fault events passes re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from policyc.addresses import PAGE_SIZE, frame_start
 from policyc.guest.errors import ProfileError, WalkLimitError
+from policyc.guest.linux_kernel import KernelFound
 from policyc.guest.requests import page_of
 from policyc.kvmi import (
     Dialect,
@@ -25,24 +26,42 @@ from policyc.kvmi import (
     SetPageAccess,
     set_pages,
 )
+from policyc.kvmi.tool import MAX_VCPUS
 from policyc.plan.model import Plan
 from policyc.runtime.bind import BindError, Binding, Location, bind
 from policyc.runtime.bound import BoundPlan
 from policyc.runtime.locate import ArmingOptions, Refusal, locate, location_of
 from policyc.runtime.needs import Needs, check_permissions, event_commands, needs_of
-from policyc.runtime.procedure import Pause, Procedure, Resume, TimedOutError, ask, ask_all, read_pages
+from policyc.runtime.procedure import (
+    Pause,
+    Procedure,
+    Resume,
+    Sleep,
+    TimedOutError,
+    ask,
+    ask_all,
+    held_vcpus,
+    read_pages,
+    time_now,
+)
 
 __all__ = ["Armed", "arm", "disarm", "guard_vcpu"]
 
 MAX_REWALKS = 3
+MAX_STOPS = 3
+"""How often vCPUs are stopped for arming; the last stop may take longer than the limit."""
+
+STOP_PAUSE = 0.05
+"""Seconds that the guest runs between two of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Armed:
-    """The guest is guarded."""
+    """The guest is guarded; `overlong_stop` says that its vCPUs stood still for longer than they should have."""
 
     bound: BoundPlan
     vcpus: int
+    overlong_stop: bool = False
 
 
 def arm(plan: Plan, dialect: Dialect, options: ArmingOptions) -> Procedure[Armed | Refusal]:
@@ -54,35 +73,69 @@ def arm(plan: Plan, dialect: Dialect, options: ArmingOptions) -> Procedure[Armed
     except ProfileError as error:
         refusal = Refusal(error.message)
     except TimedOutError as error:
-        refusal = Refusal(f"the guest or its kernel doesn't answer: {error}")
+        refusal = Refusal(f"the guest or its kernel doesn't answer: {error}", transient=True)
     yield Resume()
     return refusal
 
 
 def _arm(plan: Plan, dialect: Dialect, options: ArmingOptions) -> Procedure[Armed | Refusal]:
+    if plan.target not in ("any", dialect.name):
+        return Refusal(f"the plan was compiled for {plan.target}, and this kernel speaks {dialect.name}")
     needs = needs_of(plan)
     denied = yield from check_permissions(dialect, needs)
     if denied:
         return Refusal("the VMM doesn't allow what the plan needs", denied)
-    info = yield from ask(GetInfo())
-    if not isinstance(info, GetInfoReply) or info.vcpu_count < 1:
+    count = yield from vcpu_count()
+    if count is None:
         return Refusal("the kernel doesn't say how many vCPUs the guest has")
     found = yield from locate(plan, options)
     if isinstance(found, Refusal):
         return found
-    vcpus = frozenset(range(info.vcpu_count))
+    vcpus = frozenset(range(count))
     location, started = yield from location_of(found, vcpus)
-    binding = yield from read_pages(bind(plan, location, skip_unmapped=options.skip_unmapped))
+    binding = yield from _bind(plan, location, options)
+    for attempt in range(MAX_STOPS):
+        last = attempt == MAX_STOPS - 1
+        outcome = yield from _stop_and_restrict(plan, found, binding, vcpus, started, options, last=last)
+        yield Resume()
+        if outcome is not None:
+            return outcome
+        yield Sleep(STOP_PAUSE)
+    raise AssertionError("the last attempt has an outcome")
+
+
+def _stop_and_restrict(
+    plan: Plan,
+    found: KernelFound,
+    binding: Binding,
+    vcpus: frozenset[int],
+    started: frozenset[int],
+    options: ArmingOptions,
+    *,
+    last: bool,
+) -> Procedure[Armed | Refusal | None]:
+    """With every vCPU stopped, compare what was read while they ran, and arm.
+
+    None where the stop took longer than it may before anything was restricted, unless this is the last attempt.
+    """
     # A vCPU that isn't started sends its PAUSE event before its first instruction: it is given its events there.
     yield from ask_all(PauseVcpu(vcpu, wait=True) for vcpu in sorted(vcpus))
     yield Pause(started)
-    rewalked = yield from _walk_again(plan, location, binding, options)
-    if isinstance(rewalked, Refusal):
-        yield Resume()
-        return rewalked
-    refusal = yield from _restrict(rewalked.plan, started, needs)
-    yield Resume()
-    return refusal or Armed(rewalked.plan, info.vcpu_count)
+    stopped = yield from time_now()
+    current = yield from _read_again(plan, found, binding, vcpus, options)
+    if isinstance(current, Refusal):
+        return current
+    late = (yield from time_now()) - stopped > options.stop_limit
+    if late and not last:
+        return None
+    refusal = yield from _restrict(current.plan, needs_of(plan))
+    return refusal or Armed(current.plan, len(vcpus), overlong_stop=late)
+
+
+def vcpu_count() -> Procedure[int | None]:
+    """How many vCPUs the guest has; None where the kernel says none, or more than any guest has."""
+    info = yield from ask(GetInfo())
+    return info.vcpu_count if isinstance(info, GetInfoReply) and 0 < info.vcpu_count <= MAX_VCPUS else None
 
 
 def disarm(bound: BoundPlan) -> Procedure[tuple[str, ...]]:
@@ -97,16 +150,22 @@ def guard_vcpu(plan: Plan, vcpu: int) -> Procedure[tuple[str, ...]]:
     return tuple(str(result) for result in results if isinstance(result, Refused))
 
 
-def _walk_again(
-    plan: Plan, location: Location, binding: Binding, options: ArmingOptions
+def _bind(plan: Plan, location: Location, options: ArmingOptions) -> Procedure[Binding]:
+    return (yield from read_pages(bind(plan, location, skip_unmapped=options.skip_unmapped)))
+
+
+def _read_again(
+    plan: Plan, found: KernelFound, binding: Binding, vcpus: frozenset[int], options: ArmingOptions
 ) -> Procedure[Binding | Refusal]:
-    """With every vCPU stopped, make sure that what was translated while they ran still holds."""
+    """Make sure that what was translated while the vCPUs ran still holds: page tables, and where IDTs and GDTs lie."""
+    location, _ = yield from location_of(found, vcpus)
     for _ in range(MAX_REWALKS):
-        changed = yield from _changed(binding)
-        if not changed:
+        if location == binding.location and not (yield from _changed(binding)):
             return binding
-        binding = yield from read_pages(bind(plan, location, skip_unmapped=options.skip_unmapped))
-    return Refusal(f"the guest's page tables changed {MAX_REWALKS} times while they were read")
+        binding = yield from _bind(plan, location, options)
+    if not (yield from _changed(binding)):
+        return binding
+    return Refusal(f"the guest's page tables changed {MAX_REWALKS} times while they were read", transient=True)
 
 
 def _changed(binding: Binding) -> Procedure[bool]:
@@ -116,24 +175,40 @@ def _changed(binding: Binding) -> Procedure[bool]:
     return bool(binding.walk.changed({gfn: page_of(pages, gfn) for gfn in tables.gfns}))
 
 
-def _restrict(bound: BoundPlan, vcpus: frozenset[int], needs: Needs) -> Procedure[Refusal | None]:
-    """Events on every vCPU, then rights; everything is undone if the kernel refuses any of it."""
-    for vcpu in sorted(vcpus):
-        results = yield from ask_all(event_commands(needs, vcpu))
-        refused = [result for result in results if isinstance(result, Refused)]
+def _restrict(bound: BoundPlan, needs: Needs) -> Procedure[Refusal | None]:
+    """Events on every vCPU that stands still, then rights; everything is undone if the kernel refuses any of it.
+
+    A vCPU may come to its first instruction meanwhile. It is held there, and given its events before anybody goes on.
+    """
+    guarded: set[int] = set()
+    refused = yield from _guard_held(needs, guarded)
+    if not refused:
+        results = yield from ask_all(_page_commands(bound, lift=False))
+        refused = tuple(str(result) for result in results if isinstance(result, Refused))
         if refused:
-            yield from _undo_events(vcpus, needs)
-            return Refusal(f"vCPU {vcpu} can't be given the plan's events", tuple(map(str, refused)))
-    results = yield from ask_all(_page_commands(bound, lift=False))
-    refused = [result for result in results if isinstance(result, Refused)]
+            yield from ask_all(_page_commands(bound, lift=True))
+    if not refused:
+        refused = yield from _guard_held(needs, guarded)
+        if refused:
+            yield from ask_all(_page_commands(bound, lift=True))
     if refused:
-        yield from ask_all(_page_commands(bound, lift=True))
-        yield from _undo_events(vcpus, needs)
-        return Refusal("the kernel refuses the plan's page rights", tuple(map(str, refused)))
+        yield from _undo_events(guarded, needs)
+        return Refusal("the kernel refuses what the plan needs", refused)
     return None
 
 
-def _undo_events(vcpus: frozenset[int], needs: Needs) -> Procedure[None]:
+def _guard_held(needs: Needs, guarded: set[int]) -> Procedure[tuple[str, ...]]:
+    """Switch events on for every vCPU that is held and not among `guarded` yet; what was refused, in words."""
+    while new := sorted((yield from held_vcpus()) - guarded):
+        guarded.update(new)
+        results = yield from ask_all(command for vcpu in new for command in event_commands(needs, vcpu))
+        refused = tuple(str(result) for result in results if isinstance(result, Refused))
+        if refused:
+            return refused
+    return ()
+
+
+def _undo_events(vcpus: Collection[int], needs: Needs) -> Procedure[None]:
     yield from ask_all(command for vcpu in sorted(vcpus) for command in event_commands(needs, vcpu, enable=False))
 
 

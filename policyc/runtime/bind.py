@@ -49,10 +49,11 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A bound plan and the page walk that it rests on, to be compared again before it is armed."""
+    """A bound plan, and what it rests on, to be compared again before it is armed: page walk and registers."""
 
     plan: BoundPlan
     walk: Walk
+    location: Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +104,12 @@ def bind(
     table, rights, notes = _physical_table(plan, pieces, found, cpu or plan.cpu, code, copies, location)
     runs = [
         (part.gva_range.start, part.gva_range.end, part.gpa_start)
-        for parts in found.ranges[len(pieces) :]
+        for parts in found.ranges
         for part in parts
         if isinstance(part, Translation)
     ]
     bound = BoundPlan(table, rights, CodeFrames(runs), location.slide, tuple(unbound), notes)
-    return Binding(bound, found)
+    return Binding(bound, found, location)
 
 
 def _pieces(plan: Plan, location: Location) -> Iterable[_Piece]:
@@ -122,7 +123,10 @@ def _pieces(plan: Plan, location: Location) -> Iterable[_Piece]:
                 case Base.VIRTUAL:
                     yield _piece(base, segment, 0, None)
                 case Base.IDT | Base.GDT:
-                    for table in location.idts if base is Base.IDT else location.gdts:
+                    tables = location.idts if base is Base.IDT else location.gdts
+                    if not tables:
+                        raise BindError(f"no vCPU says where its {base.word} lies")
+                    for table in tables:
                         if segment.start < table.size:
                             yield _piece(base, segment, table.start, table.end)
                 case Base.PHYSICAL:
@@ -131,12 +135,20 @@ def _pieces(plan: Plan, location: Location) -> Iterable[_Piece]:
 
 def _piece(base: Base, segment: Segment, origin: int, limit: int | None) -> _Piece:
     end = origin + segment.end if limit is None else min(origin + segment.end, limit)
-    return _Piece(Range(Gva(origin + segment.start), Gva(end)), segment.members, base)
+    return _Piece(_virtual(origin + segment.start, end), segment.members, base)
+
+
+def _virtual(start: int, end: int) -> GvaRange:
+    """The range, if the slide hasn't moved it out of the address space."""
+    try:
+        return Range(Gva(start), Gva(end))
+    except ValueError as error:
+        raise BindError(f"with this guest's slide the plan names {error}") from error
 
 
 def _slid(plan: Plan, location: Location, extent: Extent) -> GvaRange:
     origin = plan.guest.image_base + location.slide if extent.base is Base.IMAGE else 0
-    return Range(Gva(origin + extent.start), Gva(origin + extent.end))
+    return _virtual(origin + extent.start, origin + extent.end)
 
 
 def _code_spans(plan: Plan, location: Location, place: int) -> tuple[GvaRange, ...]:

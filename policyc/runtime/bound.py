@@ -32,18 +32,26 @@ NOWHERE = Origin(rip=0)
 
 
 class CodeFrames:
-    """Where binding found the code that `from` clauses trust: virtual runs and the physical byte each begins at."""
+    """Where binding found guarded and trusted bytes: virtual runs, and the physical byte that each begins at."""
 
     __slots__ = ("_ends", "_gpas", "_starts")
 
     def __init__(self, runs: Sequence[tuple[int, int, int]]) -> None:
-        ordered = sorted(runs)
-        self._starts = [start for start, _, _ in ordered]
-        self._ends = [end for _, end, _ in ordered]
-        self._gpas = [gpa for _, _, gpa in ordered]
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._gpas: list[int] = []
+        covered = 0
+        for start, end, gpa in sorted(runs):
+            # One address leads to one place, so what an earlier run covers needs no second one.
+            first = max(start, covered)
+            if first < end:
+                self._starts.append(first)
+                self._ends.append(end)
+                self._gpas.append(gpa + first - start)
+                covered = end
 
     def gpa_of(self, address: int) -> Gpa | None:
-        """Where `address` led when the plan was bound; None if it is no trusted code."""
+        """Where `address` led when the plan was bound; None if the plan doesn't name it."""
         index = bisect_right(self._starts, address) - 1
         if index < 0 or address >= self._ends[index]:
             return None

@@ -1,7 +1,6 @@
 """What an instruction does to memory, as far as a verdict turns on it: length, operand size, side effects.
 
-Capstone reads the instruction. Which instructions may be stepped over without the guest noticing more than a store that
-didn't happen is a table: only those whose store is their one effect. The others would lose a register or flags.
+Capstone reads the instruction; what it accesses and whether it may be stepped over is decided by our own tables.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from policyc.catalog import Access
 from policyc.kvmi import CpuMode
+from policyc.runtime.instructions import INSTRUCTIONS, PURE_STORES, STRING_OPCODES, STRINGS, Extent, Row, Way
 
 if TYPE_CHECKING:
     import capstone
@@ -21,21 +21,13 @@ __all__ = ["MAX_INSTRUCTION", "Instruction", "decode"]
 MAX_INSTRUCTION = 15
 """The longest instruction that a processor takes (Intel SDM vol. 2A 2.3.11)."""
 
-_STORES = """
-    mov movabs movbe movnti not
-    seta setae setb setbe sete setg setge setl setle setne setno setnp setns seto setp sets
-    fnstcw fnstsw fxsave fxsave64 stmxcsr
-    extractps movapd movaps movd movdqa movdqu movhpd movhps movlpd movlps movntdq movntpd movntps movntq movntsd
-    movntss movq movsd movss movupd movups pextrb pextrd pextrq pextrw
-    sgdt sidt sldt smsw str
-"""
-
-PURE_STORES = frozenset(_STORES.split())
-"""Instructions whose only result is what they store (Intel SDM vol. 2).
-
-`not` sets no flags. String forms move RSI and RDI; capstone calls `movsd` both a string instruction and an SSE store,
-which the operands tell apart. x87 stores set condition codes or pop, and `fnsave` resets what it has stored.
-"""
+WRITES = frozenset({Way.EXCHANGE, Way.PUSH, Way.IMPLIED_STORE})
+WRITES_FIRST = frozenset({Way.MOVE, Way.CHANGE, Way.BIT, Way.POP})
+READS = frozenset({Way.CHANGE, Way.BIT, Way.EXCHANGE, Way.LOAD, Way.POP, Way.IMPLIED_LOAD})
+READS_LAST = frozenset({Way.MOVE, Way.PUSH})
+SEGMENTS = frozenset("cs ds es fs gs ss".split())
+MMX = frozenset(f"mm{index}" for index in range(8))
+IMPLIED = frozenset({Way.PUSH, Way.POP, Way.IMPLIED_STORE, Way.IMPLIED_LOAD})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +36,8 @@ class Instruction:
 
     Attributes:
         length: bytes.
-        reads, writes: size of the memory operand that is read or written; None where there is none.
+        reads, writes: the most bytes that one read or write of memory takes, from its lowest address; None where there
+            is no such access, or none whose size is certain.
         is_pure_store: nothing but the store would be missed if it were stepped over.
         text: as a disassembler prints it.
     """
@@ -56,7 +49,10 @@ class Instruction:
     text: str
 
     def size_of(self, access: Access) -> int | None:
-        """Bytes that the instruction accesses in this way; its own length for execution."""
+        """Bytes that the instruction accesses in this way, its own length for execution; None if that isn't certain.
+
+        An access of several ways counts as its write: what is read beside it is the same operand.
+        """
         if access & Access.X:
             return self.length
         return self.writes if access & Access.W else self.reads
@@ -71,20 +67,7 @@ def decode(mode: CpuMode, code: bytes) -> Instruction | None:
     found = next(_engine(mode).disasm(code[:MAX_INSTRUCTION], 0, count=1), None)
     if found is None:
         return None
-    import capstone
-    from capstone import x86
-
-    reads: int | None = None
-    writes: int | None = None
-    for operand in found.operands:
-        if operand.type == x86.X86_OP_MEM and found.mnemonic != "lea":
-            if operand.access & capstone.CS_AC_WRITE:
-                writes = max(writes or 0, operand.size)
-            if operand.access & capstone.CS_AC_READ:
-                reads = max(reads or 0, operand.size)
-    implicit = _implicit_store(found.mnemonic, mode)
-    if implicit is not None:
-        writes = max(writes or 0, implicit)
+    reads, writes = _accesses(found, mode)
     return Instruction(
         length=found.size,
         reads=reads,
@@ -94,21 +77,69 @@ def decode(mode: CpuMode, code: bytes) -> Instruction | None:
     )
 
 
-def _is_pure_store(found: capstone.CsInsn) -> bool:
+def _accesses(found: capstone.CsInsn, mode: CpuMode) -> tuple[int | None, int | None]:
+    """What is read and what is written, in bytes."""
+    # Prefixes such as `lock` and `rep` are words of their own before the name.
+    name = str(found.mnemonic).split()[-1]
+    is_string = found.opcode[0] in STRING_OPCODES and name in STRINGS
+    row = (STRINGS if is_string else INSTRUCTIONS).get(name)
+    memory = _memory(found)
+    if row is None or _has_hidden_access(found, row) or not (memory or row.way in IMPLIED):
+        return None, None
+    size = _size(found, row.size, mode)
+    first = memory[:1] == [0]
+    # A stack instruction with an operand in memory accesses both, in opposite directions.
+    reads = row.way in READS or (row.way in READS_LAST and bool(memory) and (row.way is Way.PUSH or not first))
+    writes = row.way in WRITES or (row.way in WRITES_FIRST and first)
+    return size if reads else None, size if writes else None
+
+
+def _has_hidden_access(found: capstone.CsInsn, row: Row) -> bool:
+    """Whether an operand's kind leads to memory beyond the operand: by a bit's number, or to a segment's descriptor."""
     from capstone import x86
 
-    if found.mnemonic not in PURE_STORES:
-        return False
+    if row.way is Way.BIT:
+        return bool(found.operands[-1].type != x86.X86_OP_IMM)
+    if row.way in (Way.MOVE, Way.POP) and found.operands:
+        return _names_register(found, 0, SEGMENTS)
+    return False
+
+
+def _size(found: capstone.CsInsn, size: int | Extent, mode: CpuMode) -> int | None:
+    match size:
+        case int():
+            return size
+        case Extent.SLOT:
+            return max(int(mode), int(CpuMode.PROTECTED))
+        case Extent.DESCRIPTOR:
+            return 10 if mode is CpuMode.LONG else 6
+        case Extent.OPERAND:
+            sizes = [int(found.operands[index].size) for index in _memory(found)]
+            return sizes[0] if len(sizes) == 1 and sizes[0] else None
+        case Extent.VECTOR:
+            return max(int(operand.size) for operand in found.operands)
+
+
+def _memory(found: capstone.CsInsn) -> list[int]:
+    """Which of the operands are in memory."""
+    from capstone import x86
+
+    return [index for index, operand in enumerate(found.operands) if operand.type == x86.X86_OP_MEM]
+
+
+def _is_pure_store(found: capstone.CsInsn) -> bool:
     # A store whose destination is a register here is another form; a string move has two memory operands.
-    kinds = [operand.type for operand in found.operands]
-    return bool(kinds) and kinds[0] == x86.X86_OP_MEM and kinds.count(x86.X86_OP_MEM) == 1
+    if found.mnemonic not in PURE_STORES or _memory(found) != [0]:
+        return False
+    # An MMX register as the source marks the x87 stack as in use.
+    return not any(_names_register(found, index, MMX) for index in range(len(found.operands)))
 
 
-def _implicit_store(mnemonic: str, mode: CpuMode) -> int | None:
-    """Stores that no operand shows: those to the stack."""
-    if mnemonic.startswith(("push", "call", "enter")):
-        return int(mode)
-    return None
+def _names_register(found: capstone.CsInsn, index: int, names: frozenset[str]) -> bool:
+    from capstone import x86
+
+    operand = found.operands[index]
+    return operand.type == x86.X86_OP_REG and found.reg_name(operand.reg) in names
 
 
 @functools.cache

@@ -101,9 +101,7 @@ def _counting(frames: Sequence[Gfn], memory_end: int) -> Procedure[list[Gfn]]:
         # What stands still from one sample to the next isn't asked for again.
         samples = {gfn: [*samples[gfn], page] for gfn, page in contents.items() if samples[gfn][-1:] != [page]}
     return [
-        gfn
-        for gfn, seen in samples.items()
-        if runs_counters_only(seen) and not looks_like_page_table(seen, memory_end)
+        gfn for gfn, seen in samples.items() if runs_counters_only(seen) and not looks_like_page_table(seen, memory_end)
     ]
 
 

@@ -174,8 +174,8 @@ class Chart:
         ended: why the connection ended before everything was asked; None if it didn't.
         fault: how the peer broke the protocol, if that ended it.
         memory_end: one past the last byte of guest memory, where something tells it.
-        are_vcpus_silent: whether vCPUs were asked and didn't answer in time.
-        silences: all that was asked and not answered in time, in words.
+        are_vcpus_silent: whether the vCPUs were asked and didn't answer in time.
+        silences: what else was asked and not answered in time, in words.
         kernel: of the first vCPU that has been started.
         search: what came of looking for the profile's kernel; None without a profile.
         search_problem: why that search couldn't be made, in a sentence.

@@ -123,8 +123,9 @@ def _vcpus(chart: Chart) -> Procedure[None]:
         results = yield from ask_all(question(index) for index in range(count))
         chart.vcpus = tuple(_vcpu(index, result) for index, result in enumerate(results))
     except TimedOutError as error:
-        chart.silences.append(f"the vCPUs: {error}")
         chart.are_vcpus_silent = bool(chart.vcpus)
+        if not chart.vcpus:
+            chart.silences.append(f"the number of vCPUs: {error}")
 
 
 def _vcpu(index: int, result: ReplyData | Refused) -> VcpuFacts:

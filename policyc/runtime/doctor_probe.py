@@ -151,7 +151,8 @@ class _Trials:
             except TimedOutError:
                 yield from self._restore(unprotected)
                 raise
-            yield from self._restore(unprotected)
+            if outcome is not FrameOutcome.REFUSED:
+                yield from self._restore(unprotected)
             self._trials.append(FrameTrial(gfn, outcome, self._watch.writes[gfn]))
             if outcome is FrameOutcome.REPORTED:
                 return

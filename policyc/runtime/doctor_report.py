@@ -88,9 +88,12 @@ def _socket(case: Case) -> Iterator[tuple[str, str]]:
         yield "rights", str(site.socket)
     yield "directory", f"{case.place.path.parent} {site.directory or 'does not exist'}"
     if site.accounts:
-        yield "may connect", "; ".join(
-            account.name if account.obstacle is None else f"not {account.name}, which {account.obstacle}"
-            for account in site.accounts
+        yield (
+            "may connect",
+            "; ".join(
+                account.name if account.obstacle is None else f"not {account.name}, which {account.obstacle}"
+                for account in site.accounts
+            ),
         )
 
 

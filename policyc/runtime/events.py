@@ -45,7 +45,7 @@ def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
         verdict = bound.fixed_verdict(event.access, event.gpa)
         if verdict is not None and (verdict.effect is None or verdict.effect.kind <= EffectKind.LOG):
             out.append(Reply(event, Action.CONTINUE))
-            if verdict.rules:
+            if verdict.would is not None:
                 thinned = state.thinner.admit(verdict.rules, now)
                 if thinned is not None:
                     out.append(Write(VerdictRecord(event, verdict, "let through", thinned=thinned)))
@@ -82,7 +82,8 @@ def _judge(state: State, event: Event, now: float) -> Procedure[None]:
         yield Emit(StateRecord(state.phase.value, f"an event was answered strictly: {error}", "high"))
         return
     _count(state, verdict)
-    thinned = state.thinner.admit(verdict.rules, now) if verdict.rules else None
+    # Where nothing but an `allow` applies, nothing would ever be done: there is nothing to record.
+    thinned = state.thinner.admit(verdict.rules, now) if verdict.would is not None else None
     if thinned is not None:
         text = case.instruction.text if case.instruction is not None else None
         yield Emit(VerdictRecord(event, verdict, done, case.size, text, thinned))
@@ -110,27 +111,45 @@ def _on_pause(state: State, now: float, event: Event, out: list[Output]) -> None
         _welcome_vcpu(state, now, event, out)
 
 
+def _on_created(state: State, now: float, event: Event, out: list[Output]) -> None:
+    """A vCPU that comes into being while the guest is being armed waits for that; later, it is guarded at once."""
+    if state.phase is Phase.BINDING:
+        state.scheduler.hold(event, now, out)
+    else:
+        _welcome_vcpu(state, now, event, out)
+
+
 def _welcome_vcpu(state: State, now: float, event: Event, out: list[Output]) -> None:
     """A vCPU before its first instruction: give it the plan's events, then let it run."""
-    start(state, _guard(state, event), now, out)
+    start(state, _guard(state, event, now), now, out)
 
 
-def _guard(state: State, event: Event) -> Procedure[None]:
+def _guard(state: State, event: Event, now: float) -> Procedure[None]:
     if state.phase in GUARDING:
         try:
             refused = yield from guard_vcpu(state.plan, event.vcpu)
         except TimedOutError as error:
             refused = (str(error),)
-        if refused:
+        if refused and state.phase in GUARDING:
             fact = f"vCPU {event.vcpu} isn't guarded: {'; '.join(refused)}"
             state.phase = Phase.DEGRADED
             yield Emit(StateRecord(Phase.DEGRADED.value, fact, "critical"))
-    yield Answer(event, Action.CONTINUE)
+    if event.kind is EventKind.CREATE_VCPU:
+        yield from _judge(state, event, now)
+    else:
+        yield Answer(event, Action.CONTINUE)
 
 
 def _on_trap(state: State, now: float, event: Event, out: list[Output]) -> None:
     """The kernel confirms what it delivered; if that wasn't ours, the access comes back by itself."""
     out.append(Reply(event, Action.CONTINUE))
+
+
+def _on_unasked(state: State, now: float, event: Event, out: list[Output]) -> None:
+    """An event that nobody switched on: let the vCPU go on, and say so."""
+    out.append(Reply(event, Action.CONTINUE))
+    fact = f"vCPU {event.vcpu} sent a {event.kind.value} event that nobody asked for"
+    out.append(Write(StateRecord(state.phase.value, fact, "high")))
 
 
 def _on_unhook(state: State, now: float, event: Event, out: list[Output]) -> None:
@@ -143,8 +162,9 @@ def _on_command_error(state: State, now: float, event: Event, out: list[Output])
 
 _OTHERS: Mapping[EventKind, Callable[[State, float, Event, list[Output]], None]] = {
     EventKind.PAUSE: _on_pause,
-    EventKind.CREATE_VCPU: _welcome_vcpu,
+    EventKind.CREATE_VCPU: _on_created,
     EventKind.TRAP: _on_trap,
+    EventKind.SINGLESTEP: _on_unasked,
     EventKind.UNHOOK: _on_unhook,
     EventKind.CMD_ERROR: _on_command_error,
 }

@@ -115,6 +115,9 @@ class Examination:
         if instruction is None or self._code is None:
             return None
         gpa, _ = self._code
+        if self._bound.code.gpa_of(self.event.rip) != gpa:
+            # RIP leads to guarded code, but not to what was bound there: the tables were changed, perhaps just now.
+            return None
         if not self._bound.keeps_unwritable(gpa, min(instruction.length, PAGE_SIZE - page_offset(gpa))):
             return None
         if page_offset(gpa) + instruction.length > PAGE_SIZE:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from policyc.kvmi import (
     Command,
+    EventKind,
     EventReplyRefused,
     GetInfo,
     GetRegisters,
     Hello,
     Negotiated,
+    PauseVcpu,
     ReadPhysical,
     Refused,
     ReplyData,
     TranslateGva,
 )
-from policyc.runtime.arming import Armed, arm, disarm
+from policyc.runtime.arming import Armed, arm, disarm, vcpu_count
 from policyc.runtime.bound import UNBOUND
 from policyc.runtime.locate import Refusal
-from policyc.runtime.procedure import Emit, Procedure, TimedOutError, ask
+from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError, ask, ask_all
 from policyc.runtime.records import StateRecord
 from policyc.runtime.state import GUARDING, Phase, State, enter
 from policyc.runtime.steps import (
@@ -49,6 +51,9 @@ __all__ = [
 
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds for the hello, and again for finding out the dialect: QEMU's own handshake_timeout."""
+
+VCPU_POLL = 1.0
+"""Seconds between two looks for new vCPUs, in dialects that don't announce them."""
 
 LEAVE_TIMEOUT = 10.0
 """Seconds for lifting restrictions before we close all the same; QEMU cuts the line after 60."""
@@ -85,9 +90,11 @@ def _armed(state: State, result: Armed | Refusal, now: float, out: list[Output])
         out.append(Disconnect(result.fact))
         return
     state.bound = result.bound
+    if state.dialect is not None and EventKind.CREATE_VCPU not in state.dialect.events:
+        start(state, _watch_vcpus(state, result.vcpus), now, out)
     enter(
         state,
-        Phase.ARMED,
+        Phase.DEGRADED if result.overlong_stop else Phase.ARMED,
         f"{len(result.bound.rights)} pages guarded on {result.vcpus} vCPU{'s' if result.vcpus > 1 else ''}",
         out,
         slide=hex(result.bound.slide),
@@ -97,6 +104,24 @@ def _armed(state: State, result: Armed | Refusal, now: float, out: list[Output])
         unmapped=[f"{p.place} [{p.gva_start:#x}, {p.gva_end:#x}): {p.reason}" for p in result.bound.unbound],
         notes=list(result.bound.notes),
     )
+
+
+def _watch_vcpus(state: State, known: int) -> Procedure[None]:
+    """Where the kernel doesn't announce new vCPUs, look for them: one seen late was unguarded until then."""
+    while True:
+        yield Sleep(VCPU_POLL)
+        if state.phase not in GUARDING:
+            return
+        try:
+            count = yield from vcpu_count()
+            if count is not None and count > known:
+                new = range(known, count)
+                known = count
+                fact = f"vCPUs {new.start} to {new.stop - 1} are new, and ran unguarded for up to {VCPU_POLL:g} seconds"
+                yield Emit(StateRecord(state.phase.value, fact, "high"))
+                yield from ask_all(PauseVcpu(vcpu) for vcpu in new)
+        except TimedOutError:
+            continue
 
 
 def on_answered(state: State, now: float, answered: Answered, out: list[Output]) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from policyc.addresses import Gva, GvaRange, Range
+from policyc.addresses import ADDRESS_SPACE_END, Gva, GvaRange, Range
 from policyc.guest.landmarks import profile_of_landmarks
 from policyc.guest.linux_boot import BootState
 from policyc.guest.linux_kernel import KernelFound, KernelNotReady, VcpuRegisters, WrongKernel, find_kernel
@@ -17,7 +16,7 @@ from policyc.kvmi import (
 )
 from policyc.plan.model import Plan
 from policyc.runtime.bind import Location
-from policyc.runtime.procedure import Emit, Procedure, Sleep, ask, read_pages
+from policyc.runtime.procedure import Emit, Procedure, Sleep, ask, read_pages, time_now
 from policyc.runtime.records import StateRecord
 
 __all__ = ["ArmingOptions", "Refusal", "locate", "location_of"]
@@ -33,19 +32,25 @@ class ArmingOptions:
         boot_timeout: seconds to wait for the kernel to come up.
         poll: seconds between two looks at a guest that isn't ready.
         skip_unmapped: guard what is mapped of a place instead of refusing the plan.
+        stop_limit: seconds that vCPUs may stand still for arming; over it the guest runs on and arming is tried again.
     """
 
     boot_timeout: float = 120.0
     poll: float = 0.25
     skip_unmapped: bool = False
+    stop_limit: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The guest can't be guarded by this plan: one sentence, and details one a line."""
+    """The guest can't be guarded by this plan: one sentence, and details one a line.
+
+    `transient` says that the same guest may be guarded another time: it didn't answer, or hadn't booted.
+    """
 
     fact: str
     details: tuple[str, ...] = ()
+    transient: bool = False
 
 
 def locate(plan: Plan, options: ArmingOptions) -> Procedure[KernelFound | Refusal]:
@@ -58,7 +63,8 @@ def locate(plan: Plan, options: ArmingOptions) -> Procedure[KernelFound | Refusa
         arch=facts.arch,
         digest=facts.profile_digest,
     )
-    waited, said, unsettled = 0.0, "", False
+    deadline = (yield from time_now()) + options.boot_timeout
+    said, unsettled = "", False
     while True:
         registers = yield from _registers_of(0)
         if registers is None:
@@ -76,14 +82,12 @@ def locate(plan: Plan, options: ArmingOptions) -> Procedure[KernelFound | Refusa
             reason = f"the kernel is {outcome.boot.value}"
         else:
             reason = outcome.reason
-        if waited >= options.boot_timeout:
-            return Refusal(f"no kernel after {options.boot_timeout:g} seconds: {reason}")
+        if (yield from time_now()) >= deadline:
+            return Refusal(f"no kernel after {options.boot_timeout:g} seconds: {reason}", transient=True)
         if reason != said:
             said = reason
             yield Emit(StateRecord("WAITING_FOR_KERNEL", reason))
-        pause = 1.0 if unsettled else options.poll
-        yield Sleep(pause)
-        waited += pause
+        yield Sleep(1.0 if unsettled else options.poll)
 
 
 def _registers_of(vcpu: int) -> Procedure[tuple[SystemRegisters, int] | None]:
@@ -115,12 +119,12 @@ def location_of(found: KernelFound, vcpus: frozenset[int]) -> Procedure[tuple[Lo
         if registers is not None:
             started.add(vcpu)
             sregs, _ = registers
-            idts.update(_table_range(sregs.idt.base, sregs.idt.limit))
-            gdts.update(_table_range(sregs.gdt.base, sregs.gdt.limit))
+            idts.add(_table_range(sregs.idt.base, sregs.idt.limit))
+            gdts.add(_table_range(sregs.gdt.base, sregs.gdt.limit))
     location = Location(found.slide, found.space, tuple(sorted(idts)), tuple(sorted(gdts)))
     return location, frozenset(started)
 
 
-def _table_range(base: int, limit: int) -> Iterator[GvaRange]:
-    if base and base + limit + 1 <= 1 << 64:
-        yield Range(Gva(base), Gva(base + limit + 1))
+def _table_range(base: int, limit: int) -> GvaRange:
+    """The bytes of a descriptor table; one that would pass the end of the address space is cut there."""
+    return Range(Gva(base), Gva(min(base + limit + 1, ADDRESS_SPACE_END)))

@@ -54,30 +54,34 @@ def skip_or_fault(case: Examination, effect: Effect) -> Procedure[str]:
     instruction = yield from case.decoded()
     if instruction is not None and instruction.is_pure_store:
         return (yield from skip(case, effect))
-    return (yield from fault(case, Effect(EffectKind.FAULT, VECTORS["gp"])))
+    return (yield from fault(case, effect))
 
 
 def skip(case: Examination, effect: Effect) -> Procedure[str]:
     """SET_REGISTERS with RIP behind the instruction, then RETRY: the vCPU goes on there."""
     instruction = yield from case.decoded()
     if instruction is None:
-        return (yield from fault(case, Effect(EffectKind.FAULT, VECTORS["gp"])))
+        return (yield from fault(case, effect))
     regs = case.event.regs
     past = regs._replace(rip=(regs.rip + instruction.length) & RIP_MASK)
     result = yield from ask(SetRegisters(case.event.vcpu, past))
     if isinstance(result, Refused):
-        return (yield from fault(case, Effect(EffectKind.FAULT, VECTORS["gp"])))
+        return (yield from fault(case, effect))
     yield Answer(case.event, Action.RETRY)
     return "skipped the instruction"
 
 
 def fault(case: Examination, effect: Effect) -> Procedure[str]:
-    """INJECT_EXCEPTION, then RETRY. If something else is delivered first, the access comes back and so do we."""
-    result = yield from ask(InjectException(case.event.vcpu, effect.argument))
+    """INJECT_EXCEPTION, then RETRY. If something else is delivered first, the access comes back and so do we.
+
+    A `deny` that comes here names no exception: it is carried out by #GP.
+    """
+    vector = effect.argument if effect.kind in (EffectKind.FAULT, EffectKind.INJECT) else VECTORS["gp"]
+    result = yield from ask(InjectException(case.event.vcpu, vector))
     yield Answer(case.event, Action.RETRY)
     if isinstance(result, Refused) and result.errno != ErrorCode.EBUSY:
         return f"tried again: the exception was refused ({result.name})"
-    return f"injected exception {effect.argument}"
+    return f"injected exception {vector}"
 
 
 def crash(case: Examination, effect: Effect) -> Procedure[str]:

@@ -19,6 +19,8 @@ __all__ = [
     "Answer",
     "Commands",
     "Emit",
+    "Held",
+    "Now",
     "Pause",
     "Procedure",
     "Resume",
@@ -27,7 +29,9 @@ __all__ = [
     "Wait",
     "ask",
     "ask_all",
+    "held_vcpus",
     "read_pages",
+    "time_now",
 ]
 
 Result: TypeAlias = ReplyData | Refused
@@ -48,8 +52,18 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """Resumed at once with the vCPUs that stand still, as a frozenset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """Resumed at once with the time, in seconds on the enforcer's clock."""
+
+
+@dataclass(frozen=True, slots=True)
 class Resume:
-    """Answer every PAUSE event that is held; resumed with None at once."""
+    """Let every vCPU that is held go on; resumed with None at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +89,8 @@ class Emit:
     record: Record
 
 
-Wait: TypeAlias = Commands | Pause | Resume | Sleep | Answer | Emit
-Sent: TypeAlias = "tuple[Result, ...] | None"
+Wait: TypeAlias = Commands | Pause | Held | Now | Resume | Sleep | Answer | Emit
+Sent: TypeAlias = "tuple[Result, ...] | frozenset[int] | float | None"
 T = TypeVar("T")
 Procedure: TypeAlias = Generator[Wait, Sent, T]
 
@@ -91,7 +105,7 @@ def ask_all(commands: Iterable[Command]) -> Procedure[tuple[Result, ...]]:
     if not wanted:
         return ()
     results = yield Commands(wanted)
-    assert results is not None, "the enforcer resumes Commands with their results"
+    assert isinstance(results, tuple), "the scheduler resumes Commands with their results"
     return results
 
 
@@ -99,6 +113,20 @@ def ask(command: Command) -> Procedure[Result]:
     """Send one command and take its result."""
     (result,) = yield from ask_all((command,))
     return result
+
+
+def held_vcpus() -> Procedure[frozenset[int]]:
+    """The vCPUs that stand still."""
+    held = yield Held()
+    assert isinstance(held, frozenset), "the scheduler resumes Held with vCPUs"
+    return held
+
+
+def time_now() -> Procedure[float]:
+    """The time, in seconds on the enforcer's clock."""
+    now = yield Now()
+    assert isinstance(now, float), "the scheduler resumes Now with the time"
+    return now
 
 
 def read_pages(asking: Generator[PageRequest, PageReply, T]) -> Procedure[T]:

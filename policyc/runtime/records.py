@@ -6,7 +6,7 @@ layout is described by `policyc/runtime/schema/audit-1.json` and is stable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from policyc.addresses import GVA_UNKNOWN
@@ -15,9 +15,12 @@ from policyc.kvmi import Event, EventKind
 from policyc.plan.model import Effect, Plan
 from policyc.plan.verdicts import Verdict
 
-__all__ = ["JsonObject", "Record", "StateRecord", "VerdictRecord", "effect_text"]
+__all__ = ["MAX_RULES", "JsonObject", "Record", "StateRecord", "VerdictRecord", "effect_text"]
 
 JsonObject = dict[str, object]
+
+MAX_RULES = 32
+"""Rules that each list of a record names; of those on top, it has the number."""
 
 _VECTOR_WORDS = {number: word for word, number in VECTORS.items()}
 
@@ -71,8 +74,7 @@ class VerdictRecord(Record):
     thinned: int = 0
 
     def to_json(self, plan: Plan) -> JsonObject:
-        """`kind` is "verdict"; `rules` has the winner first."""
-        rules = [_rule(plan, index) for index in self.verdict.rules]
+        """`kind` is "verdict"; `rules` has the winner first, and no list more than `MAX_RULES`."""
         worst = max((plan.rules[index].record.severity for index in self.verdict.rules), key=_weight, default="info")
         record: JsonObject = {
             "kind": "verdict",
@@ -91,14 +93,13 @@ class VerdictRecord(Record):
             effect=effect_text(self.verdict.effect),
             would=effect_text(self.verdict.would),
             done=self.done,
-            rules=rules,
+            rules=[],
         )
+        record.update(_rules(plan, "rules", self.verdict.rules))
         if self.thinned:
             record["thinned"] = self.thinned
-        if self.verdict.set_aside:
-            record["set_aside"] = [_rule(plan, index) for index in self.verdict.set_aside]
-        if self.verdict.exempted:
-            record["exempted"] = [_rule(plan, index) for index in self.verdict.exempted]
+        record.update(_rules(plan, "set_aside", self.verdict.set_aside))
+        record.update(_rules(plan, "exempted", self.verdict.exempted))
         return record
 
 
@@ -120,6 +121,16 @@ def effect_text(effect: Effect | None) -> str:
 
 def _weight(severity: str) -> int:
     return ("info", "low", "medium", "high", "critical").index(severity)
+
+
+def _rules(plan: Plan, name: str, indices: Sequence[int]) -> JsonObject:
+    """One list of rules under its name, and beside it how many it leaves out; nothing for no rules."""
+    if not indices:
+        return {}
+    described: JsonObject = {name: [_rule(plan, index) for index in indices[:MAX_RULES]]}
+    if len(indices) > MAX_RULES:
+        described[f"more_{name}"] = len(indices) - MAX_RULES
+    return described
 
 
 def _rule(plan: Plan, index: int) -> JsonObject:

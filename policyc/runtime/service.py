@@ -12,16 +12,20 @@ from pathlib import Path
 from types import FrameType
 
 from policyc.plan.model import Plan
-from policyc.runtime.audit import AuditLog
+from policyc.runtime.audit import AuditHealth, AuditLog
 from policyc.runtime.enforcer import step
 from policyc.runtime.locate import ArmingOptions
 from policyc.runtime.needs import unsupported_rules
 from policyc.runtime.records import JsonObject, Record, StateRecord
 from policyc.runtime.session import MAX_IDLE, Ending, Session, SessionEnd
 from policyc.runtime.state import State
-from policyc.runtime.transport import Listener
+from policyc.runtime.transport import Listener, Peer
 
 __all__ = ["PlanUnsupportedError", "Service", "ServiceOptions", "leave_on_signal"]
+
+
+ACCEPT_PAUSE = 1.0
+"""Seconds to wait where no connection can be taken: no more file descriptors, no memory."""
 
 
 class PlanUnsupportedError(Exception):
@@ -57,7 +61,8 @@ class Service:
     """Guards one guest at a time with one plan.
 
     Args:
-        observer: called with every record as plain data, for people who watch.
+        observer: called with every record as plain data, for people who watch, and told of what keeps records out of
+            the audit log. From one thread at a time, but not always the same. The guest waits for it, so it never may.
 
     Raises:
         PlanUnsupportedError: the plan can't be carried out.
@@ -72,7 +77,9 @@ class Service:
         self._plan = plan
         self._options = options
         self._observer = observer
-        self._audit = AuditLog(options.audit) if options.audit is not None else None
+        self._observing = threading.Lock()
+        self.session: Session[State] | None = None
+        self._audit = AuditLog(options.audit, self._note_health) if options.audit is not None else None
         try:
             self._listener = Listener(options.socket)
         except BaseException:
@@ -80,7 +87,6 @@ class Service:
                 self._audit.close()
             raise
         self._leaving = threading.Event()
-        self.session: Session[State] | None = None
 
     def leave(self) -> None:
         """Let the guest go and end; safe from signal handlers and other threads."""
@@ -99,7 +105,7 @@ class Service:
         self._note(StateRecord("LISTENING", f"waiting for a guest on {self._options.socket}"))
         try:
             while not self._leaving.is_set():
-                accepted = self._listener.accept(MAX_IDLE)
+                accepted = self._accept()
                 if accepted is None:
                     continue
                 connection, peer = accepted
@@ -114,6 +120,15 @@ class Service:
             if self._audit is not None:
                 self._audit.close()
         return end
+
+    def _accept(self) -> tuple[socket.socket, Peer] | None:
+        """The next connection; None if none came, or none could be taken at the moment."""
+        try:
+            return self._listener.accept(MAX_IDLE)
+        except OSError as error:
+            self._note(StateRecord("LISTENING", f"a connection couldn't be taken: {error.strerror}", "high"))
+            self._leaving.wait(ACCEPT_PAUSE)
+            return None
 
     def _serve(self, connection: socket.socket) -> SessionEnd:
         state = State(self._plan, arming=self._options.arming, monitor=self._options.monitor)
@@ -142,7 +157,23 @@ class Service:
         described = record.to_json(self._plan)
         if self._audit is not None:
             self._audit.write(described)
-        self._observer(described)
+        self._observe(described)
+
+    def _note_health(self, health: AuditHealth) -> None:
+        """Say what the audit log can't say itself; called from its thread too."""
+        session = self.session
+        now = "LISTENING" if session is None else session.state.phase.value
+        details = {"records_lost": health.lost} if health.lost else {}
+        record = (
+            StateRecord(now, health.fact, details=details)
+            if health.sound
+            else StateRecord("DEGRADED", health.fact, "critical", details)
+        )
+        self._observe(record.to_json(self._plan))
+
+    def _observe(self, described: JsonObject) -> None:
+        with self._observing:
+            self._observer(described)
 
 
 @contextmanager

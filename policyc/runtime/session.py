@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Generic, Protocol, TypeVar
 from policyc.kvmi import CLOSED, NEED_DATA, Command, Refused, RemoteProtocolError, ReplyData, ToolConnection
 from policyc.kvmi import Reply as CommandReply
 from policyc.runtime.locate import Refusal
-from policyc.runtime.records import Record
+from policyc.runtime.records import Record, StateRecord
 from policyc.runtime.state import GUARDING, Phase
 from policyc.runtime.steps import (
     Answered,
@@ -149,6 +150,11 @@ class Session(Generic[S]):
         try:
             while self._end is None:
                 self._turn()
+        except Exception as error:
+            # A defect of ours costs one connection, never the service and with it every guest to come.
+            self._end = f"a defect of policyc ended the session: {type(error).__name__}: {error}"
+            details = {"traceback": traceback.format_exc()}
+            self._records.append(StateRecord(self.state.phase.value, self._end, "critical", details))
         finally:
             guarded = self.state.phase in GUARDING
             self._socket.close()
@@ -157,8 +163,9 @@ class Session(Generic[S]):
         return SessionEnd(self._ending(guarded), self._end, self._fault)
 
     def _ending(self, guarded: bool) -> Ending:
-        if self.state.outcome is not None:
-            return Ending.REFUSED
+        outcome = self.state.outcome
+        if outcome is not None:
+            return Ending.NEVER_ARMED if outcome.transient else Ending.REFUSED
         if guarded:
             return Ending.LOST
         return Ending.LEFT if self.state.phase is Phase.UNHOOKING else Ending.NEVER_ARMED
@@ -172,7 +179,7 @@ class Session(Generic[S]):
         while self._requests and self._end is None:
             self._feed(self._requests.popleft())
         deadline = self.state.deadline
-        if deadline is not None and now >= deadline:
+        if deadline is not None and now >= deadline and self._end is None:
             self._feed(TimePassed())
         self._check_partial(now)
         self._send()
@@ -201,6 +208,7 @@ class Session(Generic[S]):
             wire.receive_eof()
         try:
             while (event := wire.next_event()) is not NEED_DATA:
+                self._partial_since = None
                 if event is CLOSED:
                     self._end = PEER_CLOSED
                     return

@@ -15,6 +15,8 @@ from policyc.runtime.procedure import (
     Answer,
     Commands,
     Emit,
+    Held,
+    Now,
     Pause,
     Procedure,
     Resume,
@@ -74,8 +76,8 @@ class Scheduler:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no procedure is under way."""
-        return not self._tasks
+        """Whether no procedure is under way, but for those that sleep."""
+        return all(task.asleep for task in self._tasks)
 
     def start(
         self, procedure: Procedure[T], done: Callable[[T, float, list[Output]], None], now: float, out: list[Output]
@@ -94,6 +96,7 @@ class Scheduler:
         task.results[position] = result
         task.missing -= 1
         if task.missing:
+            task.deadline = now + COMMAND_TIMEOUT
             self._send_next(task, out)
             return
         results = tuple(found for found in task.results if found is not None)
@@ -148,12 +151,13 @@ class Scheduler:
                 self._tasks.remove(task)
                 task.done(end.value, now, out)
                 return
-            sent, error = None, None
+            error = None
             if self._begin(task, wait, now, out):
                 return
+            sent = self._at_once(wait, now, out)
 
     def _begin(self, task: _Task[object], wait: Wait, now: float, out: list[Output]) -> bool:
-        """Start a wait; False where the procedure can go on at once."""
+        """Start a wait that takes time; False where the procedure can go on at once."""
         match wait:
             case Commands(commands):
                 task.results = [None] * len(commands)
@@ -163,9 +167,7 @@ class Scheduler:
                 for _ in range(WINDOW):
                     self._send_next(task, out)
                 return True
-            case Pause(vcpus):
-                if vcpus <= self.held.keys():
-                    return False
+            case Pause(vcpus) if not vcpus <= self.held.keys():
                 task.paused = vcpus
                 task.deadline = now + COMMAND_TIMEOUT
                 return True
@@ -173,13 +175,22 @@ class Scheduler:
                 task.asleep = True
                 task.deadline = now + seconds
                 return True
+        return False
+
+    def _at_once(self, wait: Wait, now: float, out: list[Output]) -> Sent:
+        """Do what takes no time, and say what the procedure is resumed with."""
+        match wait:
+            case Held():
+                return frozenset(self.held)
+            case Now():
+                return now
             case Resume():
                 self.release(now, out)
             case Answer(event, action, data):
                 out.append(Reply(event, action, data))
             case Emit(record):
                 out.append(Write(record))
-        return False
+        return None
 
     def _send_next(self, task: _Task[object], out: list[Output]) -> None:
         if task.queue:

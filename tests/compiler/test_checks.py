@@ -16,6 +16,7 @@ from policyc.guest.readers import build_profile
 from policyc.plan.pages import page_runs
 from policyc.plan.store import dump, load
 from policyc.plan.tables import segments_of
+from policyc.plan.verdicts import NEAR_ZONE
 
 SYSTEM_MAP = "\n".join(
     [
@@ -294,7 +295,7 @@ FOUND: Mapping[str, Case] = {
         "P415",
         "kernel:lonely",
         "`kernel:lonely` shares its pages with 4088 bytes of data that the kernel writes, such as `__end_rodata`, "
-        "`busy_1`, `busy_2` and 14 more, and 512 bytes are so near that the instruction is decoded too",
+        f"`busy_1`, `busy_2` and 14 more, and {NEAR_ZONE} bytes are so near that the instruction is decoded too",
         "if that is what is wanted, compile with `--accept-hot-pages`",
     ),
     "busy section": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -52,7 +53,7 @@ def counts(before: dict[int, int], after: dict[int, int]) -> bool:
 
 @given(samples())
 def test_counters__as_the_oracle_has_it(seen: list[dict[int, int]]) -> None:
-    expected = all(counts(before, after) for before, after in zip(seen, seen[1:], strict=False))
+    expected = all(counts(before, after) for before, after in pairwise(seen))
     assert runs_counters_only([page(words) for words in seen]) == expected
 
 

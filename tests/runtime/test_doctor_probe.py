@@ -233,7 +233,7 @@ def test_probe__a_kernel_that_refuses_to_protect() -> None:
     result, _ = probed(patient(V12, override=override))
     assert set(outcomes(result).values()) == {FrameOutcome.REFUSED}
     assert result.verdict is ProbeVerdict.UNPROVEN
-    assert len(result.unrestored) == 2
+    assert result.unrestored == ()
 
 
 def test_probe__a_vcpu_that_never_stands_still() -> None:

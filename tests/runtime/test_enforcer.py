@@ -115,6 +115,7 @@ def test_arming__asks_in_the_order_that_leaves_no_gap(dialect: Dialect) -> None:
         "GetRegisters",
         "ReadPhysical",
         "PauseVcpu",
+        "GetRegisters",
         "ReadPhysical",
         "ControlEvents",
         "SetPageAccess",
@@ -144,7 +145,7 @@ def test_arming__a_kernel_that_refuses_rights_is_left_as_it_was() -> None:
         ControlEvents(0, EventKind.PF, enable=False),
     ]
     assert talk.peer.kernel.waiting == {}
-    assert talk.disconnected == "the kernel refuses the plan's page rights"
+    assert talk.disconnected == "the kernel refuses what the plan needs"
 
 
 def test_arming__rights_that_were_taken_before_a_refusal_are_lifted() -> None:

@@ -282,8 +282,9 @@ class Consultation:
         while self.disconnected is None and (deadline := self.checkup.deadline) is not None and deadline <= end:
             self.now = max(self.now, deadline - JUST_IN_TIME)
             self.peer.tick()
-            if self._hear():
+            while self.checkup.deadline == deadline and self._hear():
                 self.talk()
+            if self.checkup.deadline != deadline:
                 continue
             self.now = max(self.now, deadline)
             self.feed(TimePassed())

@@ -14,7 +14,7 @@ __all__ = ["FILE_NAME", "CodeExample", "Files"]
 FILE_NAME = "example.policy"
 """How an example of one file is called."""
 
-MAX_SHOWN = 500
+MAX_SHOWN = 250
 """Characters of an example that is shown whole."""
 
 Files: TypeAlias = "Mapping[str, str | bytes]"
