@@ -340,15 +340,9 @@ def test_help__names_every_exit_code(tmp_path: Path) -> None:
 # ---- the text, whole
 
 
-@pytest.fixture
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred columns, wherever this runs."""
-    monkeypatch.setenv("COLUMNS", "100")
-
-
 def shown(name: str) -> str:
     case = CASES[name]()
-    return "".join(f"{click.unstyle(line)}\n" for line in report_lines(case, findings_of(case), None))
+    return "".join(f"{click.unstyle(line)}\n" for line in report_lines(case, findings_of(case), None, 100))
 
 
 NOBODY = """\
@@ -492,25 +486,21 @@ No guest was examined: 1 broken.
 """
 
 
-@pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize(("name", "expected"), [("nobody, elsewhere", NOBODY), ("deaf", DEAF)])
 def test_text__whole(name: str, expected: str) -> None:
     assert shown(name) == expected
 
 
-@pytest.mark.usefixtures("wide")
 def test_text__what_follows_from_a_hang_up() -> None:
     assert shown("gone after the hello").endswith(GONE)
 
 
-@pytest.mark.usefixtures("wide")
 def test_text__all_is_well() -> None:
     said = shown("v12 on Intel")
     assert said.endswith("\nNothing was found that weakens enforcement.\n")
     assert "QEMU's options" not in said
 
 
-@pytest.mark.usefixtures("wide")
 @pytest.mark.parametrize("name", CASES)
 def test_text__keeps_to_its_width_and_is_safe(name: str) -> None:
     for line in shown(name).splitlines():
@@ -520,7 +510,7 @@ def test_text__keeps_to_its_width_and_is_safe(name: str) -> None:
 
 def test_text__colours_headings_and_levels_alone() -> None:
     case = CASES["deaf"]()
-    lines = list(report_lines(case, findings_of(case), None))
+    lines = list(report_lines(case, findings_of(case), None, 100))
     assert lines[0] == "\x1b[1mSocket\x1b[0m"
     styled = [line for line in lines if "\x1b" in line]
     headings = sum(not line.startswith(" ") and "\x1b" in line for line in lines)

@@ -12,7 +12,7 @@ from policyc.guest.profile import Profile
 from policyc.plan.model import Plan
 from policyc.plan.pages import PageRun, denied_on, page_runs
 from policyc.plan.places import Base, Extent
-from policyc.plan.sweep import Segment
+from policyc.plan.sweep import Segment, segment_tree
 from policyc.plan.tables import segments_of
 
 __all__ = ["MAX_NEIGHBOURS", "GuardedPages", "Neighbour", "page_map"]
@@ -59,9 +59,10 @@ def page_map(plan: Plan, profile: Profile | None = None) -> tuple[GuardedPages, 
         UnresolvedPlaceError: a place of the plan has no extents before it is bound.
     """
     segments = segments_of(plan)
+    trees = {base: segment_tree(of_base) for base, of_base in segments.items()}
     found = []
     for run in page_runs(segments, plan.rules, plan.cpu, plan.guest.code):
-        inside = _within(segments[run.base], run)
+        inside = sorted(Segment(*interval) for interval in trees[run.base].overlap(run.start, run.end))
         span = linked(Extent(run.base, run.start, run.end), plan.guest.image_base)
         rules = sorted({index for segment in inside for index in segment.members})
         names: Sequence[Neighbour] = ()
@@ -73,13 +74,6 @@ def page_map(plan: Plan, profile: Profile | None = None) -> tuple[GuardedPages, 
             names, more = _neighbours(profile, gaps)
         found.append(GuardedPages(run, span, tuple(rules), tuple(names), more))
     return tuple(found)
-
-
-def _within(segments: Sequence[Segment], run: PageRun) -> Sequence[Segment]:
-    """The segments that lie on the pages; they are sorted and disjoint."""
-    first = bisect_right(segments, run.start, key=lambda segment: segment.end)
-    last = bisect_left(segments, run.end, key=lambda segment: segment.start)
-    return segments[first:last]
 
 
 def _gaps(span: Extent, taken: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 from policyc.addresses import Gpa, Gva
 from policyc.cli.exit_codes import CommandError, ExitCode
 from policyc.guest.profile import Profile
-from policyc.kvmi import ReadPhysical, ReadPhysicalReply, TranslateGva, TranslateGvaReply
+from policyc.kvmi import GetInfo, ReadPhysical, ReadPhysicalReply, TranslateGva, TranslateGvaReply
 from policyc.plan.model import Plan
 from policyc.runtime.records import JsonObject
 from policyc.runtime.service import Service, ServiceOptions
@@ -55,6 +55,8 @@ class WatchedTool:
 
     def verdict(self) -> JsonObject | None:
         """The verdict record that has come since the last call, if any; the first, where several have."""
+        # An answer to this can only come in a turn of the loop after the one that wrote the record.
+        self._session.inquire(GetInfo())
         found: JsonObject | None = None
         while (record := self._next(None)) is not None:
             if record.get("kind") == "verdict" and found is None:

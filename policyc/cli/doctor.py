@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 DEFAULT_SOCKET = "/run/policyc/guest.sock"
+
+PIPE_WIDTH = 100
+MAX_WIDTH = 120
+"""Columns of the text: as many where there is no terminal, and at most on a wide one."""
 
 
 @click.command(
@@ -91,7 +97,8 @@ def _print(case: Case, findings: Sequence[Finding], secret: Path | None, as_json
         return
     from policyc.cli.doctor_text import report_lines
 
-    for line in report_lines(case, findings, secret):
+    width = min(shutil.get_terminal_size().columns, MAX_WIDTH) if sys.stdout.isatty() else PIPE_WIDTH
+    for line in report_lines(case, findings, secret, width):
         click.echo(line)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +14,6 @@ from policyc.runtime.doctor_invitation import libvirt_lines, qemu_lines
 from policyc.runtime.doctor_report import Section, sections_of
 
 __all__ = ["report_lines"]
-
-PIPE_WIDTH = 100
-MAX_WIDTH = 120
 
 STYLES: Mapping[Level, tuple[str, bool]] = {
     Level.BROKEN: ("red", True),
@@ -32,9 +28,8 @@ LABEL_WIDTH = 16
 LEVEL_WIDTH = 8
 
 
-def report_lines(case: Case, findings: Sequence[Finding], secret: Path | None) -> Iterator[str]:
-    """Everything, line by line; coloured, so print it through click."""
-    width = min(shutil.get_terminal_size((PIPE_WIDTH, 0)).columns, MAX_WIDTH)
+def report_lines(case: Case, findings: Sequence[Finding], secret: Path | None, width: int) -> Iterator[str]:
+    """Everything, line by line, folded to `width` columns; coloured, so print it through click."""
     for section in sections_of(case):
         yield from _section(section, width)
     if not case.was_examined:

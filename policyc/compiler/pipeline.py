@@ -5,14 +5,14 @@ Each stage reports everything it finds; a stage that finds errors is the last.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import gc
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from policyc.compiler.checks import CheckOptions, run_checks
 from policyc.compiler.compiled import Compiled
-from policyc.compiler.image_map import ImageMap
 from policyc.compiler.imports import Loader, read_files
-from policyc.compiler.landmarks import guest_facts
 from policyc.compiler.lower import lower
 from policyc.compiler.plan_checks import run_plan_checks
 from policyc.compiler.profile_lookup import ProfileLookup
@@ -60,7 +60,26 @@ def compile_policies(
         options: the dialect and processor that everything must be legal on; any by default.
         load: reads what is imported; without it, an import is an error.
     """
-    options = options or CheckOptions()
+    with _collector_paused():
+        return _compile(sources, profile, options or CheckOptions(), load)
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Nearly everything that is made lives to the end, and would be looked through again and again: half of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _compile(
+    sources: Sequence[Source], profile: Profile | None, options: CheckOptions, load: Loader | None
+) -> CompileResult:
+    """The stages that look at one file after another: parse, resolve."""
     files, found = read_files(sources, load)
     if has_errors(found):
         return _result(None, found)
@@ -85,6 +104,10 @@ def _checked(
     found.extend(run_checks(policies, options))
     if has_errors(found) or profile is None:
         return _result(None, found)
+
+    # Imported here: checking without a profile needs nothing of what finds a kernel.
+    from policyc.compiler.image_map import ImageMap
+    from policyc.compiler.landmarks import guest_facts
 
     lowered = lower(policies, guest_facts(profile), target=options.target, cpu=options.cpu)
     found.extend(lowered.diagnostics)

@@ -12,9 +12,10 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from intervaltree import Interval, IntervalTree
+if TYPE_CHECKING:
+    from intervaltree import IntervalTree
 
 __all__ = ["MAX_MEMBERSHIPS", "OverlapLimitError", "Segment", "segment_tree", "sweep"]
 
@@ -84,6 +85,9 @@ def _moved(active: tuple[int, ...], depth: dict[int, int], steps: Sequence[tuple
 
 def segment_tree(segments: Sequence[Segment]) -> IntervalTree:
     """The same segments as an interval tree, for questions about ranges; each interval's data is its members."""
+    # Imported here: most commands sweep, and few ask questions afterwards.
+    from intervaltree import Interval, IntervalTree
+
     return IntervalTree(Interval(segment.start, segment.end, segment.members) for segment in segments)
 
 

@@ -25,8 +25,11 @@ WRITES = frozenset({Way.EXCHANGE, Way.PUSH, Way.IMPLIED_STORE})
 WRITES_FIRST = frozenset({Way.MOVE, Way.CHANGE, Way.BIT, Way.POP})
 READS = frozenset({Way.CHANGE, Way.BIT, Way.EXCHANGE, Way.LOAD, Way.POP, Way.IMPLIED_LOAD})
 READS_LAST = frozenset({Way.MOVE, Way.PUSH})
-SEGMENTS = frozenset("cs ds es fs gs ss".split())
+SEGMENTS = frozenset(["cs", "ds", "es", "fs", "gs", "ss"])
 MMX = frozenset(f"mm{index}" for index in range(8))
+FAR_DIRECT = frozenset({0x9A, 0xEA})
+FAR_INDIRECT, FAR_FORMS = 0xFF, frozenset({3, 5})
+REX_W = 8
 IMPLIED = frozenset({Way.PUSH, Way.POP, Way.IMPLIED_STORE, Way.IMPLIED_LOAD})
 
 
@@ -95,9 +98,11 @@ def _accesses(found: capstone.CsInsn, mode: CpuMode) -> tuple[int | None, int | 
 
 
 def _has_hidden_access(found: capstone.CsInsn, row: Row) -> bool:
-    """Whether an operand's kind leads to memory beyond the operand: by a bit's number, or to a segment's descriptor."""
+    """Whether memory beyond the operand is accessed: by a bit's number, or for a segment or its descriptor."""
     from capstone import x86
 
+    if found.opcode[0] in FAR_DIRECT or (found.opcode[0] == FAR_INDIRECT and (found.modrm >> 3) & 7 in FAR_FORMS):
+        return True
     if row.way is Way.BIT:
         return bool(found.operands[-1].type != x86.X86_OP_IMM)
     if row.way in (Way.MOVE, Way.POP) and found.operands:
@@ -111,6 +116,8 @@ def _size(found: capstone.CsInsn, size: int | Extent, mode: CpuMode) -> int | No
             return size
         case Extent.SLOT:
             return max(int(mode), int(CpuMode.PROTECTED))
+        case Extent.WIDTH:
+            return 8 if found.rex & REX_W else 4
         case Extent.DESCRIPTOR:
             return 10 if mode is CpuMode.LONG else 6
         case Extent.OPERAND:

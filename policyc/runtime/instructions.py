@@ -2,8 +2,9 @@
 
 A disassembler's operand sizes and directions serve readers; here they decide whether guarded bytes were written. So an
 instruction counts only if it is in this table, and what isn't there has no known size. That holds on purpose for XSAVE
-and its kin, ENTER, PUSHA, far transfers, gathers and scatters, and string input and output, which KVM's emulator
-performs in bulk. A size is an upper bound where the comment says so, else exact (Intel SDM vol. 2, each instruction).
+and its kin, ENTER, PUSHA, far transfers, gathers and scatters, MOVBE (which Capstone misreads), and string input and
+output, which KVM's emulator performs in bulk. A size is an upper bound where the comment says so, else exact (Intel SDM
+vol. 2, each instruction).
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Extent(Enum):
     """The whole of the vector register; at most that if a mask leaves elements out."""
     SLOT = auto()
     """At most what one push moves: 8 bytes in long mode, else 4."""
+    WIDTH = auto()
+    """8 bytes with REX.W, else 4; a disassembler may be misled by another prefix."""
     DESCRIPTOR = auto()
     """Limit and base: 10 bytes in long mode, else 6."""
 
@@ -69,7 +72,8 @@ _SETCC = " ".join("set" + condition for condition in _CONDITIONS)
 _CMOVCC = " ".join("cmov" + condition for condition in _CONDITIONS)
 
 _TABLE: tuple[tuple[Way, int | Extent, str], ...] = (
-    (Way.MOVE, Extent.OPERAND, "mov movabs movbe movnti"),
+    (Way.MOVE, Extent.OPERAND, "mov movabs"),
+    (Way.MOVE, Extent.WIDTH, "movnti"),
     (Way.MOVE, Extent.OPERAND, "movapd movaps movdqa movdqu movntdq movntpd movntps movupd movups"),
     (Way.MOVE, 1, _SETCC + " pextrb"),
     (Way.MOVE, 2, "fnstcw fnstsw pextrw sldt smsw str"),
@@ -77,9 +81,10 @@ _TABLE: tuple[tuple[Way, int | Extent, str], ...] = (
     (Way.MOVE, 8, "movhpd movhps movlpd movlps movntq movntsd movq movsd pextrq"),
     (Way.MOVE, Extent.OPERAND, "fist fistp fisttp fst fstp"),
     (Way.MOVE, 10, "fbstp"),
-    # At most, for those three: an environment of 14 bytes in 16-bit form, and 48 unused bytes at the end of FXSAVE's.
+    # At most, for those three: 14 and 94 bytes in 16-bit form, and FXSAVE leaves its last 48 bytes alone. FNSAVE is 108
+    # bytes on a processor and 136 on QEMU's with REX.W.
     (Way.MOVE, 28, "fnstenv"),
-    (Way.MOVE, 108, "fnsave"),
+    (Way.MOVE, 136, "fnsave"),
     (Way.MOVE, 512, "fxsave fxsave64"),
     (Way.MOVE, Extent.DESCRIPTOR, "sgdt sidt"),
     (Way.MOVE, Extent.VECTOR, "vmovapd vmovaps vmovdqa vmovdqu vmovntdq vmovntpd vmovntps vmovupd vmovups"),
@@ -98,7 +103,7 @@ _TABLE: tuple[tuple[Way, int | Extent, str], ...] = (
     (Way.LOAD, 4, "ldmxcsr vldmxcsr"),
     (Way.LOAD, 10, "fbld"),
     (Way.LOAD, 28, "fldenv"),
-    (Way.LOAD, 108, "frstor"),
+    (Way.LOAD, 136, "frstor"),
     (Way.LOAD, 512, "fxrstor fxrstor64"),
     (Way.LOAD, Extent.SLOT, "jmp"),
     (Way.PUSH, Extent.SLOT, "call push pushf pushfd pushfq"),

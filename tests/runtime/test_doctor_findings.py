@@ -162,3 +162,9 @@ def test_names__are_kvmis_own() -> None:
     assert {"SET_PAGE_ACCESS", "GET_VERSION", "VCPU_GET_INFO", "TRANSLATE_GVA", "CONTROL_CR"} <= names
     assert all(re.fullmatch(r"[A-Z]+(_[A-Z]+)*", name) for name in names)
     assert event_name(EventKind.CREATE_VCPU) == "CREATE_VCPU"
+
+
+def test_document__for_people_lists_every_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text()
+    table = page.partition("The codes are stable:")[2].partition("## What it can't tell")[0]
+    assert sorted(re.findall(r"`([a-z0-9-]+)`", table)) == sorted(row.code for row in ROWS)

@@ -19,17 +19,25 @@ MODES = {
     CpuMode.PROTECTED: unicorn.UC_MODE_32,
     CpuMode.LONG: unicorn.UC_MODE_64,
 }
-POINTERS = {
-    x86.UC_X86_REG_RBX: DATA,
-    x86.UC_X86_REG_RSP: STACK,
-    x86.UC_X86_REG_RBP: STACK,
-    x86.UC_X86_REG_RSI: SOURCE,
-    x86.UC_X86_REG_RDI: TARGET,
+GENERAL = {
+    x86.UC_X86_REG_EAX: 1,
+    x86.UC_X86_REG_ECX: 1,
+    x86.UC_X86_REG_EDX: 0,
+    x86.UC_X86_REG_EBX: DATA,
+    x86.UC_X86_REG_ESP: STACK,
+    x86.UC_X86_REG_EBP: STACK,
+    x86.UC_X86_REG_ESI: SOURCE,
+    x86.UC_X86_REG_EDI: TARGET,
+    x86.UC_X86_REG_EFLAGS: 0x8D7,
+    x86.UC_X86_REG_FPCW: 0x340,
+    x86.UC_X86_REG_FPSW: 0x3800,
+    x86.UC_X86_REG_FPTAG: 0x3FFF,
 }
+"""The state before: all arithmetic flags set, x87 exceptions enabled and one register of its stack in use."""
 STATE = (
-    *(x86.UC_X86_REG_RAX, x86.UC_X86_REG_RCX, x86.UC_X86_REG_RDX, *POINTERS, x86.UC_X86_REG_EFLAGS),
+    *GENERAL,
     *(x86.UC_X86_REG_XMM0, x86.UC_X86_REG_XMM1, x86.UC_X86_REG_MXCSR),
-    *(x86.UC_X86_REG_FPCW, x86.UC_X86_REG_FPSW, x86.UC_X86_REG_FPTAG, x86.UC_X86_REG_ST0),
+    x86.UC_X86_REG_ST0,
 )
 
 
@@ -63,10 +71,8 @@ class Bench:
         self._machine.mem_map(0, 0x20000)
         self._machine.hook_add(unicorn.UC_HOOK_MEM_READ | unicorn.UC_HOOK_MEM_WRITE, self._accessed)
         self._machine.hook_add(unicorn.UC_HOOK_INTR, self._interrupted)
-        for register, value in POINTERS.items():
+        for register, value in GENERAL.items():
             self._machine.reg_write(register, value)
-        self._machine.reg_write(x86.UC_X86_REG_RAX, 1)
-        self._machine.reg_write(x86.UC_X86_REG_RCX, 1)
         self._start = self._machine.context_save()
         self._ran = Ran()
         self._failed = False
@@ -76,10 +82,11 @@ class Bench:
         machine, self._ran, self._failed = self._machine, Ran(), False
         machine.mem_write(DATA, (0x037F).to_bytes(2, "little") + bytes(0x3FE))
         machine.mem_write(CODE, code.ljust(16, b"\x90"))
+        machine.ctl_remove_cache(CODE, CODE + 16)
         machine.context_restore(self._start)
         before = self._state()
         try:
-            machine.emu_start(CODE, 0x1FFFF, count=1)
+            machine.emu_start(CODE, CODE + len(code), count=1)
         except unicorn.UcError:
             return None
         self._ran.changed = self._state() != before
