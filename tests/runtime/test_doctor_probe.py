@@ -5,24 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from policyc.addresses import Gfn, Gpa, gfn_of
 from policyc.guest.readers import build_profile
 from policyc.kvmi import (
-    DONE,
     V7,
     V12,
     Command,
     ControlEvents,
+    CpuMode,
+    DescriptorTable,
     Dialect,
     ErrorCode,
     EventKind,
     GetCpuid,
+    GetRegisters,
+    GetRegistersReply,
+    MsrEntry,
     PageAccess,
     PauseVcpu,
     ReadPhysical,
+    Registers,
     ReplyData,
     SetPageAccess,
+    SystemRegisters,
     page_entries,
 )
 from policyc.runtime.doctor_chart import (
@@ -35,7 +43,7 @@ from policyc.runtime.doctor_chart import (
 )
 from policyc.runtime.doctor_probe import LOOK_PAUSE, LOOKS, TRIED_OF_A_KIND
 from tests.support.consultation import BIT_CLEAR, BIT_SET, Consultation, Patient, patient
-from tests.support.scripted_kernel import IMAGE_GPA, SILENCE, SYSTEM_MAP
+from tests.support.scripted_kernel import IMAGE_BASE, IMAGE_GPA, SILENCE, SLIDE, SYSTEM_MAP
 
 FRAME_SET = Gfn((IMAGE_GPA >> 12) + BIT_SET)
 FRAME_CLEAR = Gfn((IMAGE_GPA >> 12) + BIT_CLEAR)
@@ -293,7 +301,31 @@ def test_probe__hidden_cpuid_is_no_obstacle() -> None:
     assert (result.verdict, chart.cpu) == (ProbeVerdict.REPORTED, None)
 
 
-def test_done__is_what_set_page_access_answers() -> None:
-    """The patient really keeps the rights that it answers DONE for."""
+# ---- registers that a guest may show
+
+
+u64 = st.one_of(
+    st.integers(0, (1 << 64) - 1),
+    st.sampled_from([0, 1, (1 << 64) - 1, (1 << 63) - 1, 0xFFFF_8000_0000_0000, IMAGE_BASE + SLIDE]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(u64, min_size=6, max_size=6), st.integers(0, 0xFFFF), st.booleans(), st.booleans())
+def test_probe__takes_any_registers(values: list[int], limit: int, real_root: bool, is_profiled: bool) -> None:
+    """Whatever they say, the examination comes to its end and nothing stays protected."""
+    cr0, cr3, cr4, efer, base, lstar = values
     peer = patient(V12)
-    assert peer.override(SetPageAccess(b"")) in (None, DONE)
+    before, root = peer.override, peer.root if real_root else cr3
+
+    def answer(command: Command) -> ReplyData | ErrorCode | None:
+        if not isinstance(command, GetRegisters):
+            return before(command)
+        sregs = SystemRegisters(idt=DescriptorTable(base, limit), cr0=cr0, cr3=root, cr4=cr4, efer=efer)
+        msrs = tuple(MsrEntry(index, lstar) for index in command.msrs)
+        return GetRegistersReply(CpuMode.LONG, Registers(), sregs, msrs)
+
+    peer.override = answer
+    chart = Consultation(peer, build_profile(SYSTEM_MAP) if is_profiled else None, is_probed=True).examine()
+    assert chart.stage is Stage.EXAMINED
+    assert (peer.rights, peer.listening) == ({}, set())

@@ -58,10 +58,11 @@ FXSAVE = bytes.fromhex("480fae07")
 
 
 def test_fxsave__counts_as_512_bytes() -> None:
-    talk = armed(V12, TEXT, OBJECT)
+    talk = armed(V12, TEXT, "deny write to kernel:sys_call_table")
+    table = IMAGE_BASE + 0x4240
     talk.peer.memory.write(gpa_of(SCHEDULE), FXSAVE)
-    assert write_to(talk, GUARDED - 0x1F0, rip=SCHEDULE + SLIDE) == SKIPPED
-    assert write_to(talk, GUARDED - 0x200, rip=SCHEDULE + SLIDE) == LET_PASS
+    assert write_to(talk, table - 511, rip=SCHEDULE + SLIDE) == SKIPPED
+    assert write_to(talk, table - 512, rip=SCHEDULE + SLIDE) == LET_PASS
 
 
 def test_size__is_not_trusted_where_rip_leads_to_other_guarded_code_than_was_bound() -> None:
