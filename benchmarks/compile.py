@@ -1,6 +1,8 @@
 """How fast policies are compiled: each stage of the compiler, beside Lark alone reading the same text.
 
-The cyclic garbage collector is paused for all of them, as the compiler pauses it. The rules overlap: objects and parts of them, ranges that reach into the next ones, sections around them all; a fifth
+The cyclic garbage collector is paused for all of them, as the compiler pauses it.
+
+The rules overlap: objects and parts of them, ranges that reach into the next ones, sections around them all; a fifth
 have conditions, a fifth exceptions. All stages read the same files in one process, the rounds in turn. Prints rules a
 second for each stage, and as JSON on the last line how each compares with bare Lark, and how the cost of one rule grows
 from the smallest policy to the largest. `--quick` compiles less, less often.

@@ -66,7 +66,7 @@ def compile_policies(
 
 @contextlib.contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Nearly everything that is made lives to the end, and would be looked through again and again: half of the time."""
+    """Nearly all that is made lives to the end; looking through it again and again would take half of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

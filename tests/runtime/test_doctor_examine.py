@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
-from policyc.addresses import Gpa
+from policyc.addresses import GVA_UNKNOWN, Gfn, Gpa, Gva
 from policyc.guest.linux_kernel import KernelFound, KernelNotReady, WrongKernel
 from policyc.guest.readers import build_profile
 from policyc.kvmi import (
@@ -32,7 +33,9 @@ from policyc.kvmi import (
     InjectException,
     MsrEntry,
     NewValue,
+    PageAccess,
     PauseVcpu,
+    PfData,
     Registers,
     ReplyData,
     SetPageAccess,
@@ -46,6 +49,7 @@ from policyc.kvmi import (
 from policyc.runtime import doctor
 from policyc.runtime.doctor_chart import Cpu, Permission, Stage, VcpuFacts
 from policyc.runtime.doctor_examine import MAX_LISTED_VCPUS
+from policyc.runtime.doctor_probe import Watch
 from policyc.runtime.steps import Inquire, Leave
 from tests.support.consultation import Consultation, OldSeries, patient
 from tests.support.scripted_kernel import IMAGE_BASE, SILENCE, SLIDE, SYSTEM_MAP
@@ -363,3 +367,16 @@ def test_mute_kernel__is_asked_everything_once_and_left(dialect: Dialect) -> Non
     assert chart.silences == [*silent, "the number of vCPUs: 1 commands unanswered for 5 seconds"]
     assert chart.probe is not None
     assert chart.probe.reason == "no vCPU that has been started answers"
+
+
+def test_watch__counts_writes_alone() -> None:
+    peer = patient(V7, override=silent_about(GetInfo))
+    consultation = Consultation(peer, is_probed=True)
+    peer.greet()
+    consultation.talk()
+    for access in (PageAccess.R, PageAccess.X, PageAccess.W):
+        data = PfData(Gva(GVA_UNKNOWN), Gpa(0x7123), access)
+        peer.kernel.send_event(EventKind.PF, 0, peer.vcpu_state(0, 0), data)
+        consultation.talk()
+    assert consultation.checkup.watch == Watch(Counter({Gfn(7): 1}))
+    assert [answer.action for answer in peer.answers] == [Action.CONTINUE] * 3
