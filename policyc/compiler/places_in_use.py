@@ -59,6 +59,8 @@ def _places(compiled: Compiled) -> Iterator[ResolvedPlace]:
         yield from rule.origin
         for exemption in rule.exemptions:
             yield from exemption.code
+        for when in rule.conditions:
+            yield from when.places
     for watch in compiled.lowered.watch_origins:
         yield from watch.places
 

@@ -11,18 +11,9 @@ from policyc.catalog import FIELDS, carries
 from policyc.compiler.operands import OperandReader, Scene
 from policyc.diagnostics import Diagnostic, did_you_mean
 from policyc.lang import ast
-from policyc.plan.canonical import ALL_ONES
 from policyc.plan.conditions import Number
 
 __all__ = ["resolve_settings"]
-
-_VALUES: Mapping[str, range | tuple[int, ...]] = {
-    "cpl": range(4),
-    "bits": (16, 32, 64),
-    "leaf": range(1 << 32),
-    "vcpu": range(1 << 16),
-}
-"""The values of fields that have fewer than a register."""
 
 
 def resolve_settings(
@@ -74,6 +65,6 @@ def _value(setting: ast.Setting, reader: OperandReader) -> int | Diagnostic | No
     text, span = setting.value.span.text, setting.value.span
     if not isinstance(value.value, Number):
         return Diagnostic("P302", f"`{text}` isn't fixed", span, "give a number, or bits joined with `|`")
-    if value.value.value not in _VALUES.get(setting.name.text, range(ALL_ONES + 1)):
+    if value.value.value not in FIELDS[setting.name.text].values:
         return Diagnostic("P302", f"`{setting.name.text}` is never `{text}`", span)
     return value.value.value

@@ -26,8 +26,8 @@ __all__ = ["EventCodec", "EventHead"]
 _SCALARS = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q"}
 _U16 = Struct("<H")
 _MODES = frozenset(mode.value for mode in CpuMode)
-_CHECKED = {"access": frozenset(range(1, 8)), "cr": frozenset({0, 3, 4}), "descriptor": frozenset({1, 2, 3, 4})}
-"""Fields of event data that must hold one of a few values: rights, control and descriptor table registers."""
+_CHECKED = {"access": frozenset(range(1, 8)), "descriptor": frozenset({1, 2, 3, 4})}
+"""Fields of event data that must hold one of a few values: rights, and descriptor table registers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -206,7 +206,7 @@ def _check_legal(number: int, rule: Rule) -> None:
     if vector and rule.effect.argument not in VECTORS.values():
         raise ValueError(f"rule {number} injects exception {rule.effect.argument}, which would stop the guest")
     columns = column_of_access(rule.access) if rule.event is None else {EVENTS[rule.event.word].column}
-    for column in columns:
+    for column in sorted(columns, key=lambda column: column.value):
         if column not in LEGALITY[rule.effect.kind]:
             raise ValueError(f"rule {number}: {rule.effect.kind.name.lower()} is impossible on {column.value}")
         for word in sorted(word for condition in _conditions(rule) for word in fields_of(condition)):

@@ -66,14 +66,14 @@ class _Piece:
 
 
 def bind(
-    plan: Plan, location: Location, *, cpu: str | None = None, skip_unmapped: bool = False
+    plan: Plan, location: Location, *, cpu: str = "any", skip_unmapped: bool = False
 ) -> Generator[PageRequest, PageReply, Binding]:
     """Translate everything that the plan names.
 
     Args:
         plan: with extents for all of its places.
         location: from the search for the kernel.
-        cpu: whose page rights count, once the guest's processor is known; the plan's own choice until then.
+        cpu: whose page rights count, once the guest's processor is known.
         skip_unmapped: leave out bytes that aren't mapped, and list them, instead of refusing.
 
     Raises:
@@ -101,7 +101,7 @@ def bind(
     code = {
         place: _addresses(plan, location, place) for place in code_places(plan.rules) | condition_places(plan.rules)
     }
-    table, rights, notes = _physical_table(plan, pieces, found, cpu or plan.cpu, code, copies, location)
+    table, rights, notes = _physical_table(plan, pieces, found, cpu, code, copies, location)
     runs = [
         (part.gva_range.start, part.gva_range.end, part.gpa_start)
         for parts in found.ranges

@@ -91,14 +91,14 @@ def _permissions(chart: Chart, dialect: Dialect) -> Procedure[None]:
     """Ask for every command and event; a no is asked again, since QEMU allows them after it has handed over."""
     commands, events = list(dialect.commands), list(dialect.events)
     checks: list[Command] = [*map(CheckCommand, commands), *map(CheckEvent, events)]
-    for attempt in range(PERMISSION_RETRIES):
+    for _ in range(PERMISSION_RETRIES):
         # With UNHOOK on, a VMM that wants to stop the machine can ask us to leave first.
         results = yield from ask_all([ControlVmEvents(EventKind.UNHOOK, enable=True), *checks])
         found = [permission_of(result) for result in results[1:]]
         chart.commands = dict(zip(commands, found[: len(commands)], strict=True))
         chart.events = dict(zip(events, found[len(commands) :], strict=True))
         denied = [check for check, answer in zip(checks, found, strict=True) if answer is Permission.DENIED]
-        if not set(denied) - NEVER_ALLOWED or attempt == PERMISSION_RETRIES - 1:
+        if not set(denied) - NEVER_ALLOWED:
             return
         yield Sleep(PERMISSION_PAUSE)
 

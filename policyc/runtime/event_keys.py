@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from policyc.catalog import DELIVERED_HYPERCALL, Access
-from policyc.kvmi import CpuidData, CrData, Descriptor, DescriptorData, Event, EventKind, MsrData
+from policyc.catalog import DELIVERED_HYPERCALL, EVENTS, Access
+from policyc.kvmi import (
+    CpuidData,
+    CrData,
+    Descriptor,
+    DescriptorData,
+    Event,
+    EventKind,
+    MsrData,
+    RemoteProtocolError,
+)
 from policyc.plan.model import EventKey
 
 __all__ = ["KEYS", "key_of"]
@@ -16,6 +25,7 @@ def key_of(event: Event) -> EventKey:
 
     Raises:
         KeyError: it is none that a rule could be about.
+        RemoteProtocolError: it is about a register that no kernel reports.
     """
     return KEYS[event.kind](event)
 
@@ -23,7 +33,10 @@ def key_of(event: Event) -> EventKey:
 def _cr(event: Event) -> EventKey:
     data = event.data
     assert isinstance(data, CrData)
-    return EventKey(f"cr{data.cr}")
+    key = EventKey(f"cr{data.cr}")
+    if key.word not in EVENTS:
+        raise RemoteProtocolError("a write to CR0, CR3 or CR4", f"one to CR{data.cr}")
+    return key
 
 
 def _msr(event: Event) -> EventKey:

@@ -92,9 +92,10 @@ def _kind_of(key: EventKey) -> EventKind:
 def check_permissions(dialect: Dialect, needs: Needs) -> Procedure[tuple[str, ...]]:
     """Ask for UNHOOK, then whether everything else is allowed; what isn't, in words."""
     needed = [*NEEDED_COMMANDS, *([ControlCr] if needs.crs else []), *([ControlMsr] if needs.msrs else [])]
-    absent = [kind.value for kind in needs.kinds if kind not in dialect.events]
+    absent = [f"event {kind.value}" for kind in needs.kinds if kind not in dialect.events]
+    absent += [f"command {command.__name__}" for command in needed if command not in dialect.commands]
     if absent:
-        return tuple(f"{dialect.name} has no event {word}" for word in absent)
+        return tuple(f"{dialect.name} has no {what}" for what in absent)
     checks: list[Command] = [CheckCommand(command) for command in needed]
     checks += [CheckEvent(kind) for kind in needs.kinds]
     lacking: list[str] = []

@@ -12,7 +12,7 @@ from policyc.compiler.pipeline import CompileResult, compile_policies
 from policyc.diagnostics import Source
 from policyc.guest.profile import Profile
 from policyc.guest.readers import build_profile
-from policyc.plan.model import Plan
+from policyc.plan.model import Plan, Rate, Record
 from policyc.plan.pages import page_runs
 from policyc.plan.places import Base, Extent
 from policyc.plan.store import core_bytes
@@ -105,6 +105,47 @@ def test_compile__order_of_rules_and_files_leaves_the_core_as_it_is(profile: Pro
     files = [f'policy "{number}" {text}' for number, text in enumerate(rules)]
     many_files = {core_bytes(plan_of(profile, *order)) for order in itertools.permutations(files)}
     assert (len(one_file), len(many_files)) == (1, 1)
+
+
+def test_compile__order_leaves_the_core_as_it_is_with_conditions_and_watches_too(profile: Profile) -> None:
+    rules = [
+        "on cr4 when rip in kernel:schedule or old == 1 log",
+        "log write to kernel:sys_call_table when not (gva in kernel:guarded_object) at most 3 per hour",
+        "watch kernel:guarded_object, idt every 5s restore",
+        'on cr0 log except when cpl == 0 because "a" except from kernel:memcpy when cpl == 3 because "b"',
+    ]
+    one_file = {
+        core_bytes(plan_of(profile, 'policy "p" ' + "\n".join(order))) for order in itertools.permutations(rules)
+    }
+    clauses = rules[3].replace(
+        'except when cpl == 0 because "a" except from kernel:memcpy when cpl == 3 because "b"',
+        'except from kernel:memcpy when 3 == cpl because "b" except when not (cpl != 0) because "a"',
+    )
+    other_words = [
+        "on cr4 when 1 == old or (rip in kernel:schedule) log",
+        "log write to kernel:sys_call_table at most 3 per hour when not gva in kernel:guarded_object",
+        "let what = idt, kernel:guarded_object watch what every 5000ms restore",
+        clauses,
+    ]
+    one_file.add(core_bytes(plan_of(profile, 'policy "p" ' + "\n".join(other_words))))
+    assert len(one_file) == 1
+
+
+def test_compile__a_watch_is_in_the_plan(profile: Profile) -> None:
+    plan = plan_of(
+        profile,
+        'policy "p" mode monitor tables: watch idt, kernel:guarded_object every 1m restore '
+        'severity high because "x" tag "t" at most 2 per hour mode enforce\nwatch gdt every 500ms',
+    )
+    named, other = plan.watches
+    if named.id != "tables":
+        named, other = other, named
+    assert [str(plan.places[index].place) for index in named.places] == ["idt", "kernel:guarded_object"]
+    assert (named.id, named.period, named.restore, named.enforce) == ("tables", 60_000, True, True)
+    assert named.record == Record("high", "x", ("t",), Rate(2, "hour"))
+    assert (other.period, other.restore, other.enforce, other.record) == (500, False, False, Record())
+    assert other.id.startswith("watch-")
+    assert [(span.line, span.file) for span in plan.watch_spans] == [(1, 0), (2, 0)]
 
 
 def test_compile__names_of_lets_and_layout_leave_the_core_as_it_is(profile: Profile) -> None:

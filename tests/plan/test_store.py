@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from policyc.catalog import Access, EffectKind
-from policyc.plan.model import Effect, EventKey, Plan
+from policyc.plan.canonical import compare, every, negate, within
+from policyc.plan.conditions import Field, Number
+from policyc.plan.model import Effect, EventKey, Exemption, Plan, Rate, Record, SourceSpan, Watch
 from policyc.plan.places import Base, Extent, SymbolPlace
 from policyc.plan.store import PlanRefusedError, core_digest, dump, load
-from tests.support.plans import DENY, LOG, make_plan, place, rule
+from tests.support.plans import DENY, LOG, guest_facts, make_plan, place, rule
 
 
 @pytest.fixture
@@ -27,8 +29,17 @@ def plan() -> Plan:
             rule(LOG, (1,), enforce=False, policy=1),
             rule(LOG, event=EventKey("hypercall", (34, 24))),
             rule(Effect(EffectKind.INJECT, 6, 2), (1,), Access.X, origin=(2,), policy=1),
+            rule(
+                DENY,
+                event=EventKey("cr4"),
+                when=every([compare(Field("old"), "!=", Number(0)), negate(within(Field("rip"), [2]))]),
+                exemptions=(Exemption((), "because", when=compare(Field("cpl"), "==", Number(3))),),
+            ),
         ],
         ("a", "b"),
+        watches=(Watch("w", 1, (1, 2), 5000, restore=True, record=Record("high", "x", ("t",), Rate(10, "minute"))),),
+        watch_spans=(SourceSpan(0, 7, 9, 2),),
+        guest=guest_facts(copy_routines=(Extent(Base.IMAGE, 0, 16),), code=(Extent(Base.IMAGE, 0, 0x1000),)),
     )
 
 
@@ -93,13 +104,58 @@ CONTRADICTIONS = {
         True,
         "not an extent",
     ),
+    "a condition on a field that isn't there": (
+        set_in("core", "rules", 0, "when", to=["old", "0x0", "!="]),
+        True,
+        "a read or execute has no field `old`",
+    ),
+    "a condition on a place that isn't there": (
+        set_in("core", "rules", 4, "when", to=["rip", {"in": [9]}]),
+        True,
+        "rule 4: in 9 does not exist",
+    ),
+    "a condition in another order": (
+        set_in("core", "rules", 4, "when", to=["rip", {"in": [2]}, "not", "old", "0x0", "!=", "and"]),
+        True,
+        "isn't in canonical form",
+    ),
+    "a condition of nothing": (set_in("core", "rules", 4, "when", to=[]), True, "breaks its schema"),
+    "a condition that is text": (
+        set_in("core", "rules", 4, "when", to="old != 0"),
+        True,
+        "breaks its schema at `$.core.rules[4].when`",
+    ),
+    "an exception for everybody": (
+        set_in("core", "rules", 4, "exemptions", 0, "when", to=None),
+        True,
+        "rule 4 has an exception that excepts nothing in particular",
+    ),
+    "a watch of nothing": (set_in("core", "watches", 0, "places", to=[]), True, "breaks its schema"),
+    "a watch of a place that isn't there": (
+        set_in("core", "watches", 0, "places", to=[3]),
+        True,
+        "watch 0: place 3 does not exist",
+    ),
+    "a watch that never rests": (set_in("core", "watches", 0, "period_ms", to=1), True, "breaks its schema"),
+    "a watch of no policy": (set_in("core", "watches", 0, "policy", to=2), True, "watch 0: policy 2 does not exist"),
+    "a lost span of a watch": (set_in("sources", "watches", to=[]), True, "1 watches but 0 source spans"),
+    "records without end": (
+        set_in("core", "watches", 0, "record", "limit", "count", to=10**9),
+        True,
+        "breaks its schema",
+    ),
+    "code that isn't": (
+        set_in("core", "guest", "code", to=[{"base": "image", "start": "0x10", "end": "0x10"}]),
+        True,
+        "not an extent",
+    ),
     "an unknown key": (set_in("core", "colour", to="red"), True, "breaks its schema at `$.core`"),
     "a wrong type": (
         set_in("core", "rules", 0, "places", to="all"),
         True,
         "breaks its schema at `$.core.rules[0].places`",
     ),
-    "a lost span": (set_in("sources", "rules", to=[]), True, "4 rules but 0 source spans"),
+    "a lost span": (set_in("sources", "rules", to=[]), True, "5 rules but 0 source spans"),
     "a newer version": (set_in("version", to=2), True, "format version 2, this program reads up to 1"),
     "another format": (set_in("format", to="policyc-profile"), True, "not a policyc plan"),
 }

@@ -27,8 +27,12 @@ LOG = Effect(EffectKind.LOG)
 NO_DIGEST = "sha256:" + "0" * 64
 
 
-def guest_facts(image_base: int = 0xFFFFFFFF81000000, copy_routines: tuple[Extent, ...] = ()) -> GuestFacts:
-    return GuestFacts("linux", "x86_64", image_base, {}, copy_routines, NO_DIGEST)
+def guest_facts(
+    image_base: int = 0xFFFFFFFF81000000,
+    copy_routines: tuple[Extent, ...] = (),
+    code: tuple[Extent, ...] | None = None,
+) -> GuestFacts:
+    return GuestFacts("linux", "x86_64", image_base, {}, copy_routines, NO_DIGEST, code=code)
 
 
 def place(start: int, end: int, base: Base = Base.VIRTUAL) -> BoundPlace:
