@@ -19,7 +19,7 @@ from policyc.catalog import (
 from policyc.compiler.operands import register_of
 from policyc.compiler.options import CheckOptions
 from policyc.compiler.resolved import ResolvedCase, ResolvedPlace, ResolvedPolicy, ResolvedRule, ResolvedWatch
-from policyc.diagnostics import Diagnostic, Span
+from policyc.diagnostics import Diagnostic, Span, did_you_mean
 from policyc.plan.model import MAX_TEXT
 from policyc.plan.places import Absolute, Base, DescriptorTable
 
@@ -166,7 +166,10 @@ def overriding_is_enforced(policies: Policies, options: CheckOptions) -> Iterato
                 yield Diagnostic("P305", fact, rule.span, "leave `overriding` out, or enforce this policy")
             for name in rule.overriding:
                 if name not in names:
-                    yield Diagnostic("P213", f"there is no policy `{name}` here to override", rule.span)
+                    fact = f"there is no policy `{name}` here to override"
+                    near = did_you_mean(name, names)
+                    help_text = f"did you mean `{near}`?" if near else "give the file of that policy to the command too"
+                    yield Diagnostic("P213", fact, rule.span, help_text)
 
 
 def _effect_text(rule: ResolvedRule | ResolvedCase) -> str:
