@@ -155,8 +155,8 @@ def meets(expected: Effect, said: Answer) -> bool:
 
 
 def strictness(effect: Effect | None) -> tuple[int, int, int]:
-    """Sorts effects by what stops more, as overlapping rules are."""
-    return (0, 0, 0) if effect is None else (effect.kind, -effect.argument, -effect.retries)
+    """Sorts effects as overlapping rules are, with no effect below any but `allow`."""
+    return (0, 0, 0) if effect is None else effect.strictness
 
 
 def _is(expected: Effect, effect: Effect | None) -> bool:

@@ -135,8 +135,7 @@ class _Asking:
 
 def _extents(places: Sequence[ResolvedPlace], image_base: int) -> Iterator[Extent]:
     for place in places:
-        if place.resolution is not None:
-            yield from (linked(extent, image_base) for extent in place.resolution.extents)
+        yield from (linked(extent, image_base) for extent in place.extents)
 
 
 def _origins(case: ResolvedCase, image_base: int) -> Iterator[int | None]:

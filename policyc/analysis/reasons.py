@@ -58,12 +58,8 @@ def lifting(table: VerdictTable, asked: Asked, index: int, *, mild: bool = False
 
 def strictest_first(plan: Plan, verdict: Verdict) -> tuple[int, ...]:
     """The rules that the verdict rests on, in the order of what each would do if it were enforced."""
-
-    def strictness(index: int) -> tuple[int, int, int, int]:
-        effect = plan.rules[index].effect
-        return -effect.kind, effect.argument, effect.retries, index
-
-    return tuple(sorted(verdict.rules, key=strictness))
+    by_number = sorted(verdict.rules)
+    return tuple(sorted(by_number, key=lambda index: plan.rules[index].effect.strictness, reverse=True))
 
 
 def holes_over(table: VerdictTable, verdict: Verdict, index: int) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from policyc.catalog import Access, EffectKind
 from policyc.compiler.options import CheckOptions
-from policyc.compiler.resolved import ResolvedPlace, ResolvedPolicy, ResolvedRule
+from policyc.compiler.resolved import Policies, ResolvedPlace, ResolvedRule, rules_of
 from policyc.diagnostics import Diagnostic
 from policyc.plan.conditions import Condition, Every, Field, Some, Within
 from policyc.plan.places import Base, Extent, SymbolPlace
@@ -24,12 +24,10 @@ __all__ = [
 SOON = datetime.timedelta(days=30)
 """How long before its end an exception is mentioned."""
 
-Policies = Sequence[ResolvedPolicy]
-
 
 def excepted_code_is_one(policies: Policies, options: CheckOptions) -> Iterator[Diagnostic]:
     """Static functions share names; trusting all of them when one was meant would be a wider hole than was written."""
-    for rule in _rules(policies):
+    for rule in rules_of(policies):
         for place in _weakening_code(rule):
             if not isinstance(place.place, SymbolPlace) or place.place.is_glob or place.resolution is None:
                 continue
@@ -45,9 +43,9 @@ def excepted_code_is_one(policies: Policies, options: CheckOptions) -> Iterator[
 def excepted_code_is_guarded(policies: Policies, options: CheckOptions) -> Iterator[Diagnostic]:
     """Whoever can rewrite excepted code may use its exception, so that code should be denied to writers itself."""
     guarded = _guarded(policies)
-    for rule in _rules(policies):
+    for rule in rules_of(policies):
         for place in _weakening_code(rule):
-            if any(not _covered(extent, guarded[extent.base]) for extent in _extents(place)):
+            if any(not _covered(extent, guarded[extent.base]) for extent in place.extents):
                 yield Diagnostic(
                     "P401",
                     f"`{place.place}` is excepted, and nothing keeps it from being rewritten",
@@ -58,7 +56,7 @@ def excepted_code_is_guarded(policies: Policies, options: CheckOptions) -> Itera
 
 def excepted_code_is_named(policies: Policies, options: CheckOptions) -> Iterator[Diagnostic]:
     """A condition on `rip` is no `from`: nobody asks whether that code is still what was bound."""
-    for rule in _rules(policies):
+    for rule in rules_of(policies):
         weakening = [exemption.when for exemption in rule.exemptions if not exemption.code]
         if rule.effect.kind is EffectKind.ALLOW and not rule.origin:
             weakening.append(rule.when)
@@ -76,7 +74,7 @@ def exceptions_end(policies: Policies, options: CheckOptions) -> Iterator[Diagno
     """The date of an exception changes no verdict, so somebody has to be told of it."""
     if options.today is None:
         return
-    for rule in _rules(policies):
+    for rule in rules_of(policies):
         for exemption in rule.exemptions:
             if exemption.until is None:
                 continue
@@ -97,11 +95,11 @@ def _days(left: datetime.timedelta) -> str:
 def _guarded(policies: Policies) -> dict[Base, tuple[Segment, ...]]:
     """The bytes that somebody enforces a `deny write` on, whoever writes."""
     ranges: dict[Base, list[tuple[int, int, int]]] = {base: [] for base in Base}
-    for rule in _rules(policies):
+    for rule in rules_of(policies):
         denies = rule.enforce and rule.access & Access.W and rule.effect.kind >= EffectKind.SKIP
         if denies and rule.spares_trusted_code_alone:
             for place in rule.places:
-                for extent in _extents(place):
+                for extent in place.extents:
                     ranges[extent.base].append((extent.start, extent.end, 0))
     return {base: sweep(ranges[base]) for base in Base}
 
@@ -126,12 +124,3 @@ def _weakening_code(rule: ResolvedRule) -> Iterator[ResolvedPlace]:
         yield from exemption.code
     if rule.effect.kind is EffectKind.ALLOW:
         yield from rule.origin
-
-
-def _extents(place: ResolvedPlace) -> tuple[Extent, ...]:
-    return () if place.resolution is None else place.resolution.extents
-
-
-def _rules(policies: Policies) -> Iterator[ResolvedRule]:
-    for policy in policies:
-        yield from policy.rules

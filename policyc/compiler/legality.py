@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from policyc.catalog import (
     EVENTS,
@@ -18,7 +18,15 @@ from policyc.catalog import (
 )
 from policyc.compiler.operands import register_of
 from policyc.compiler.options import CheckOptions
-from policyc.compiler.resolved import ResolvedCase, ResolvedPlace, ResolvedPolicy, ResolvedRule, ResolvedWatch
+from policyc.compiler.resolved import (
+    Policies,
+    ResolvedCase,
+    ResolvedPlace,
+    ResolvedPolicy,
+    ResolvedRule,
+    ResolvedWatch,
+    rules_of,
+)
 from policyc.diagnostics import Diagnostic, Span, did_you_mean
 from policyc.plan.model import MAX_TEXT
 from policyc.plan.places import Absolute, Base, DescriptorTable
@@ -36,8 +44,6 @@ __all__ = [
 
 NOBODYS = frozenset({Column.UNHOOK, Column.CREATED})
 """Events that no code of the guest causes."""
-
-Policies = Sequence[ResolvedPolicy]
 
 
 def one_policy_a_name(policies: Policies, options: CheckOptions) -> Iterator[Diagnostic]:
@@ -90,7 +96,7 @@ def event_exists_in_target(policies: Policies, options: CheckOptions) -> Iterato
 
 def field_exists_in_target(policies: Policies, options: CheckOptions) -> Iterator[Diagnostic]:
     """Some events carry a field in one dialect alone."""
-    for rule in _rules(policies):
+    for rule in rules_of(policies):
         for word, span in (field for when in rule.conditions for field in when.used):
             for column in _columns(rule):
                 only = FIELDS[word].dialects.get(column, TARGETS)
@@ -106,7 +112,7 @@ def field_exists_in_target(policies: Policies, options: CheckOptions) -> Iterato
 
 def code_causes_event(policies: Policies, options: CheckOptions) -> Iterator[Diagnostic]:
     """`from` asks who acts, and behind some events there is nobody."""
-    for rule in _rules(policies):
+    for rule in rules_of(policies):
         if rule.event is not None and rule.event.column in NOBODYS:
             for place in _code(rule):
                 fact = f"no code of the guest causes {rule.event.column.value}, so `from` means nothing here"
@@ -116,7 +122,7 @@ def code_causes_event(policies: Policies, options: CheckOptions) -> Iterator[Dia
 
 def code_can_run_there(policies: Policies, options: CheckOptions) -> Iterator[Diagnostic]:
     """RIP is a virtual address, and no code runs in a descriptor table."""
-    for rule in _rules(policies):
+    for rule in rules_of(policies):
         for place in _code(rule):
             if isinstance(place.place, DescriptorTable):
                 fact = f"no code runs in the {place.place}"
@@ -199,11 +205,6 @@ def _code(rule: ResolvedRule) -> Iterator[ResolvedPlace]:
     yield from rule.origin
     for exemption in rule.exemptions:
         yield from exemption.code
-
-
-def _rules(policies: Policies) -> Iterator[ResolvedRule]:
-    for policy in policies:
-        yield from policy.rules
 
 
 def _rules_and_cases(policies: Policies) -> Iterator[ResolvedRule | ResolvedCase]:

@@ -128,7 +128,7 @@ def _guarding(compiled: Compiled, access: Access) -> Iterator[tuple[int, Resolve
     for index, rule in enumerate(compiled.plan.rules):
         if rule.access & access and rule.effect.kind is not EffectKind.ALLOW:
             for place in compiled.origins[index].places:
-                for extent in place.resolution.extents if place.resolution is not None else ():
+                for extent in place.extents:
                     yield index, place, extent
 
 

@@ -5,9 +5,7 @@ Each stage reports everything it finds; a stage that finds errors is the last.
 
 from __future__ import annotations
 
-import contextlib
-import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from policyc.compiler.checks import CheckOptions, run_checks
@@ -20,6 +18,7 @@ from policyc.compiler.resolve import resolve_file
 from policyc.compiler.resolved import ResolvedPolicy
 from policyc.diagnostics import Diagnostic, Source, has_errors, sort_diagnostics
 from policyc.guest.profile import Profile
+from policyc.lang.collector import collector_paused
 from policyc.plan.model import Plan
 from policyc.plan.sweep import OverlapLimitError
 
@@ -60,20 +59,8 @@ def compile_policies(
         options: the dialect and processor that everything must be legal on; any by default.
         load: reads what is imported; without it, an import is an error.
     """
-    with _collector_paused():
+    with collector_paused():
         return _compile(sources, profile, options or CheckOptions(), load)
-
-
-@contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Nearly all that is made lives to the end; looking through it again and again would take half of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _compile(

@@ -18,7 +18,7 @@ def memory_stays(compiled: Compiled) -> Iterator[Diagnostic]:
     if freed is None:
         return
     for place in _places(compiled):
-        if any(_meets(extent, freed) for extent in _extents(place)):
+        if any(_meets(extent, freed) for extent in place.extents):
             fact = f"`{place.place}` lies in memory that the kernel gives to others once it runs"
             yield Diagnostic("P416", fact, place.span, "name what is still there after boot")
 
@@ -37,7 +37,7 @@ def sizes_are_known(compiled: Compiled) -> Iterator[Diagnostic]:
     for places in guessed.values():
         first, *rest = places.values()
         others = f", and {len(rest)} more like it" if rest else ""
-        size = sum(extent.size for extent in _extents(first))
+        size = sum(extent.size for extent in first.extents)
         fact = f"the {size:#x} bytes of `{first.place}` reach to the next symbol: its own size isn't known{others}"
         yield Diagnostic("P417", fact, first.span, "if you know the size, write it with `size`")
 
@@ -47,7 +47,7 @@ def restored_is_no_code(compiled: Compiled) -> Iterator[Diagnostic]:
     code = compiled.plan.guest.code or ()
     for watch in compiled.lowered.watch_origins:
         for place in watch.places if watch.restore_span is not None else ():
-            if any(_meets(extent, one) for extent in _extents(place) for one in code):
+            if any(_meets(extent, one) for extent in place.extents for one in code):
                 fact = f"`{place.place}` holds code, and code that is being executed can't be restored from outside"
                 yield Diagnostic("P310", fact, watch.restore_span, "leave `restore` out, or `deny write` to it")
                 break
@@ -63,10 +63,6 @@ def _places(compiled: Compiled) -> Iterator[ResolvedPlace]:
             yield from when.places
     for watch in compiled.lowered.watch_origins:
         yield from watch.places
-
-
-def _extents(place: ResolvedPlace) -> tuple[Extent, ...]:
-    return () if place.resolution is None else place.resolution.extents
 
 
 def _meets(one: Extent, other: Extent) -> bool:

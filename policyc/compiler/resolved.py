@@ -6,16 +6,18 @@ Nothing here is text that still has to be understood. Spans stay, so that later 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from policyc.catalog import Access, Column
 from policyc.diagnostics import Source, Span
 from policyc.plan.conditions import Condition
 from policyc.plan.model import Effect, EventKey, Record
-from policyc.plan.places import Place, Resolution
+from policyc.plan.places import Extent, Place, Resolution
 
 __all__ = [
+    "Policies",
     "ResolvedCase",
     "ResolvedCondition",
     "ResolvedEvent",
@@ -25,6 +27,7 @@ __all__ = [
     "ResolvedRule",
     "ResolvedTest",
     "ResolvedWatch",
+    "rules_of",
 ]
 
 
@@ -35,6 +38,11 @@ class ResolvedPlace:
     place: Place
     span: Span = field(compare=False)
     resolution: Resolution | None = field(default=None, compare=False)
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """Its bytes, as far as they are known: none without a profile."""
+        return () if self.resolution is None else self.resolution.extents
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +178,12 @@ class ResolvedPolicy:
     tests: tuple[ResolvedTest, ...] = field(default=(), compare=False)
     watches: tuple[ResolvedWatch, ...] = ()
     only_tests: bool = False
+
+
+Policies: TypeAlias = "Sequence[ResolvedPolicy]"
+
+
+def rules_of(policies: Policies) -> Iterator[ResolvedRule]:
+    """The rules of all policies, in their order."""
+    for policy in policies:
+        yield from policy.rules

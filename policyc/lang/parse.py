@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
-import gc
 from typing import TYPE_CHECKING, TypeAlias
 
 from policyc.diagnostics import Diagnostic, Source, Span, has_errors
 from policyc.lang import ast
+from policyc.lang.collector import collector_paused
 from policyc.lang.limits import JOINED_PIECES, MAX_ERRORS, MAX_STATEMENT_LENGTH, MAX_STATEMENTS
 from policyc.lang.mistakes import explain
 from policyc.lang.pieces import Splitter
@@ -18,7 +17,7 @@ from policyc.lang.text_to_tree import Failure, load_parser
 from policyc.lang.tree_to_ast import tree_to_case, tree_to_statements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     ReadPiece: TypeAlias = Callable[[int, int], Failure | None]
     """Reads the text between two offsets; a failure's own offsets count from the first."""
@@ -35,7 +34,7 @@ def parse(source: Source, effect_words: tuple[str, ...]) -> tuple[ast.PolicyFile
     diagnostics = check_text(source)
     reader = _Reader(source, effect_words, diagnostics)
     if not any(diagnostic.code == "P123" for diagnostic in diagnostics):
-        with _collector_paused():
+        with collector_paused():
             reader.read_file()
     diagnostics.sort(key=_offset)
     if len(diagnostics) > MAX_ERRORS:
@@ -46,18 +45,6 @@ def parse(source: Source, effect_words: tuple[str, ...]) -> tuple[ast.PolicyFile
         return None, diagnostics
     whole = Span(source, 0, len(source.text))
     return ast.PolicyFile(source, reader.header, tuple(reader.statements), whole), diagnostics
-
-
-@contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Keeps the cyclic garbage collector from looking through a growing tree, which has no cycles, again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class _Reader:

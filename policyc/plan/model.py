@@ -45,6 +45,11 @@ class Effect:
     argument: int = 0
     retries: int = 0
 
+    @property
+    def strictness(self) -> tuple[int, int, int]:
+        """Sorts effects by what stops more: by rank, then the lower vector, then fewer retries."""
+        return self.kind, -self.argument, -self.retries
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class EventKey:

@@ -385,7 +385,8 @@ def _without_holes(table: VerdictTable, applicable: Sequence[int]) -> list[int]:
 
 
 def _verdict(rules: Sequence[Rule], standing: Iterable[int], aside: Iterable[int], exempted: Iterable[int]) -> Verdict:
-    ordered = sorted(standing, key=lambda index: (not rules[index].enforce, _looseness(rules[index].effect), index))
+    by_number = sorted(standing)
+    ordered = sorted(by_number, key=lambda i: (rules[i].enforce, rules[i].effect.strictness), reverse=True)
     enforced = [rules[index].effect for index in ordered if rules[index].enforce]
     return Verdict(
         effect=_strictest(enforced),
@@ -396,17 +397,12 @@ def _verdict(rules: Sequence[Rule], standing: Iterable[int], aside: Iterable[int
     )
 
 
-def _looseness(effect: Effect) -> tuple[int, int, int]:
-    """Sorts the strictest effect first: by rank, then the lower vector, then fewer retries."""
-    return (-effect.kind, effect.argument, effect.retries)
-
-
 def _strictest(effects: Sequence[Effect]) -> Effect | None:
     """The effect that wins; pins of the same rank keep the bits of all. None where nothing but `allow` is left."""
     candidates = [effect for effect in effects if effect.kind is not EffectKind.ALLOW]
     if not candidates:
         return None
-    winner = min(candidates, key=_looseness)
+    winner = max(candidates, key=lambda effect: effect.strictness)
     if winner.kind is not EffectKind.PIN:
         return winner
     bits = 0

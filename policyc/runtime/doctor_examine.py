@@ -35,10 +35,9 @@ from policyc.kvmi import (
     VcpuGetInfoReply,
 )
 from policyc.runtime.doctor_chart import Chart, Cpu, KernelState, Permission, Stage, VcpuFacts, permission_of
-from policyc.runtime.doctor_probe import Watch, probe
+from policyc.runtime.doctor_probe import Watch, probe, saying
 from policyc.runtime.needs import PERMISSION_PAUSE, PERMISSION_RETRIES
-from policyc.runtime.procedure import Emit, Procedure, Resume, Sleep, TimedOutError, ask, ask_all, read_pages
-from policyc.runtime.records import StateRecord
+from policyc.runtime.procedure import Procedure, Resume, Sleep, TimedOutError, ask, ask_all, read_pages
 
 __all__ = ["MAX_LISTED_VCPUS", "examine"]
 
@@ -61,17 +60,17 @@ def examine(chart: Chart, dialect: Dialect, profile: Profile | None, watch: Watc
         profile: the kernel to look for, if any.
         watch: hears of page faults; given, the write test is made as well.
     """
-    yield _saying("asking what is allowed")
+    yield saying("asking what is allowed")
     yield from _try(chart, "what is allowed", _permissions(chart, dialect))
     yield from _try(chart, "the size of the guest's memory", _memory(chart, dialect))
-    yield _saying("asking the vCPUs")
+    yield saying("asking the vCPUs")
     yield from _vcpus(chart)
     if chart.started:
         first = chart.started[0]
         yield from _try(chart, "the guest's CPUID", _cpu(chart, first))
         yield from _try(chart, "the guest's registers", _kernel(chart, first))
     if profile is not None and chart.kernel is not None:
-        yield _saying("looking for the profile's kernel")
+        yield saying("looking for the profile's kernel")
         yield from _try(chart, "the guest's memory", _search(chart, profile, chart.kernel.registers))
     if watch is not None:
         chart.probe = yield from probe(chart, profile, watch)
@@ -188,8 +187,3 @@ def _search(chart: Chart, profile: Profile, registers: VcpuRegisters) -> Procedu
         chart.search_problem = error.message
     except WalkLimitError as error:
         chart.search_problem = str(error)
-
-
-def _saying(what: str) -> Emit:
-    """Progress, for whoever watches."""
-    return Emit(StateRecord("EXAMINING", what))

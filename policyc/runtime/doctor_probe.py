@@ -33,7 +33,7 @@ from policyc.runtime.doctor_losses import command_name, event_name
 from policyc.runtime.procedure import Emit, Pause, Procedure, Resume, Sleep, TimedOutError, ask, ask_all
 from policyc.runtime.records import StateRecord
 
-__all__ = ["Watch", "probe"]
+__all__ = ["Watch", "probe", "saying"]
 
 NEEDED_COMMANDS = (ControlEvents, PauseVcpu, ReadPhysical, SetPageAccess)
 NEEDED_EVENTS = (EventKind.PAUSE, EventKind.PF)
@@ -61,7 +61,7 @@ def probe(chart: Chart, profile: Profile | None, watch: Watch) -> Procedure[Prob
     reason = _obstacle(chart)
     if reason is not None:
         return ProbeResult(reason=reason)
-    yield _saying("looking for frames in which counters run")
+    yield saying("looking for frames in which counters run")
     try:
         candidates = yield from _candidates(chart, profile)
     except (WalkLimitError, TimedOutError) as error:
@@ -144,7 +144,7 @@ class _Trials:
 
     def _try_some(self, frames: Sequence[Gfn]) -> Procedure[None]:
         for gfn in frames[:TRIED_OF_A_KIND]:
-            yield _saying(f"write-protecting frame {gfn:#x} for a moment")
+            yield saying(f"write-protecting frame {gfn:#x} for a moment")
             unprotected = set_page(frame_start(gfn), PageAccess.RWX)
             try:
                 outcome = yield from self._try(gfn)
@@ -178,5 +178,6 @@ def _content(gfn: Gfn) -> Procedure[bytes | None]:
     return result.data if isinstance(result, ReadPhysicalReply) else None
 
 
-def _saying(what: str) -> Emit:
+def saying(what: str) -> Emit:
+    """Progress, for whoever watches the examination."""
     return Emit(StateRecord("EXAMINING", what))

@@ -103,16 +103,8 @@ def _column(event: Event) -> Column:
     return EVENTS[key_of(event).word].column
 
 
-def _on_pause(state: State, now: float, event: Event, out: list[Output]) -> None:
-    """Stand still for arming; later, it is a vCPU that has just been started."""
-    if state.phase is Phase.BINDING:
-        state.scheduler.hold(event, now, out)
-    else:
-        _welcome_vcpu(state, now, event, out)
-
-
-def _on_created(state: State, now: float, event: Event, out: list[Output]) -> None:
-    """A vCPU that comes into being while the guest is being armed waits for that; later, it is guarded at once."""
+def _on_standing_vcpu(state: State, now: float, event: Event, out: list[Output]) -> None:
+    """Let a vCPU that was paused or created wait while the guest is being armed; later, guard it at once."""
     if state.phase is Phase.BINDING:
         state.scheduler.hold(event, now, out)
     else:
@@ -161,8 +153,8 @@ def _on_command_error(state: State, now: float, event: Event, out: list[Output])
 
 
 _OTHERS: Mapping[EventKind, Callable[[State, float, Event, list[Output]], None]] = {
-    EventKind.PAUSE: _on_pause,
-    EventKind.CREATE_VCPU: _on_created,
+    EventKind.PAUSE: _on_standing_vcpu,
+    EventKind.CREATE_VCPU: _on_standing_vcpu,
     EventKind.TRAP: _on_trap,
     EventKind.SINGLESTEP: _on_unasked,
     EventKind.UNHOOK: _on_unhook,

@@ -16,6 +16,7 @@ from policyc.plan.verdicts import MemoryAccess, Origin, Verdict, decide
 from tests.support.compilable_texts import compilable_policies
 from tests.support.decided import small_profile
 from tests.support.lang_texts import any_words, laid_out, policies
+from tests.support.plans import strictness
 
 SCHEDULE = 0xFFFF_FFFF_8100_1000
 MEMCPY = 0xFFFF_FFFF_8100_1880
@@ -51,10 +52,6 @@ def reply(plan: Plan, access: MemoryAccess) -> Effect | None:
     answer = decide(link_time_table(plan), access)
     assert isinstance(answer, Verdict)
     return answer.effect
-
-
-def strictness(effect: Effect | None) -> tuple[int, int]:
-    return (-1, 0) if effect is None else (effect.kind, -effect.argument)
 
 
 @given(laid_out(compilable_policies()), laid_out(compilable_policies()), accesses)

@@ -30,7 +30,7 @@ from policyc.plan.verdicts import (
     VerdictTable,
     decide,
 )
-from tests.support.plans import DENY, LOG, make_plan, place, rule
+from tests.support.plans import DENY, LOG, make_plan, place, rule, strictness
 
 DATA = 0x1100
 DATA_BYTES = 48
@@ -286,10 +286,6 @@ def test_decide__places_that_meet_on_one_frame_only_ever_become_stricter(plan: P
         effects.append(verdict.effect)
     first, second, both = map(strictness, effects)
     assert both == max(first, second)
-
-
-def strictness(effect: Effect | None) -> tuple[int, int]:
-    return (-1, 0) if effect is None else (effect.kind, -effect.argument)
 
 
 # --- single cases ---

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 
@@ -29,19 +28,15 @@ from policyc.kvmi import (
     GetInfoReply,
     GetMaxGfn,
     GetRegisters,
-    GetRegistersReply,
     InjectException,
-    MsrEntry,
     NewValue,
     PageAccess,
     PauseVcpu,
     PfData,
-    Registers,
     ReplyData,
     SetPageAccess,
     SetPageWriteBitmap,
     SetRegisters,
-    SystemRegisters,
     UnsupportedDialectError,
     VcpuGetInfo,
     WritePhysical,
@@ -52,7 +47,8 @@ from policyc.runtime.doctor_examine import MAX_LISTED_VCPUS
 from policyc.runtime.doctor_probe import Watch
 from policyc.runtime.steps import Inquire, Leave
 from tests.support.consultation import Consultation, OldSeries, patient
-from tests.support.scripted_kernel import IMAGE_BASE, SILENCE, SLIDE, SYSTEM_MAP
+from tests.support.doctor_cases import firmware, silence_about
+from tests.support.scripted_kernel import IMAGE_BASE, SLIDE, SYSTEM_MAP
 
 CHANGES = (SetPageAccess, WritePhysical, SetRegisters, InjectException, ControlEvents, ControlMsr, PauseVcpu)
 """Commands that change something in the guest, or stop it."""
@@ -63,11 +59,6 @@ def dialect(request: pytest.FixtureRequest) -> Dialect:
     found = request.param
     assert isinstance(found, Dialect)
     return found
-
-
-def silent_about(*commands: type[Command]) -> Callable[[Command], ReplyData | None]:
-    """A kernel that never answers these."""
-    return lambda command: SILENCE if isinstance(command, commands) else None
 
 
 # ---- a guest that answers
@@ -207,7 +198,7 @@ def test_vcpus__that_nothing_is_said_about() -> None:
 
 
 def test_vcpus__that_the_vmm_does_not_run_are_silent(dialect: Dialect) -> None:
-    consultation = Consultation(patient(dialect, vcpus=2, override=silent_about(VcpuGetInfo)))
+    consultation = Consultation(patient(dialect, vcpus=2, override=silence_about(VcpuGetInfo)))
     chart = consultation.examine()
     assert chart.vcpus == (VcpuFacts(0, None), VcpuFacts(1, None))
     assert (chart.are_vcpus_silent, chart.stage) == (True, Stage.EXAMINED)
@@ -236,14 +227,8 @@ def test_vcpus__the_first_that_has_been_started_tells_about_the_guest() -> None:
 
 
 def test_kernel__firmware_has_no_lstar() -> None:
-    def override(command: Command) -> ReplyData | None:
-        if not isinstance(command, GetRegisters):
-            return None
-        msrs = tuple(MsrEntry(index, 0) for index in command.msrs)
-        return GetRegistersReply(CpuMode.REAL, Registers(), SystemRegisters(), msrs)
-
     profile = build_profile(SYSTEM_MAP)
-    chart = Consultation(patient(V7, override=override), profile, is_probed=True).examine()
+    chart = Consultation(patient(V7, override=firmware), profile, is_probed=True).examine()
     assert chart.kernel is not None
     assert (chart.kernel.mode, chart.kernel.is_kernel) == (CpuMode.REAL, False)
     assert isinstance(chart.search, KernelNotReady)
@@ -275,7 +260,7 @@ def test_profile__that_cant_find_any_kernel() -> None:
 
 def test_events__are_let_pass(dialect: Dialect) -> None:
     """A CR that is answered without its value would become 0."""
-    peer = patient(dialect, override=silent_about(GetInfo))
+    peer = patient(dialect, override=silence_about(GetInfo))
     consultation = Consultation(peer)
     peer.greet()
     consultation.talk()
@@ -289,7 +274,7 @@ def test_events__are_let_pass(dialect: Dialect) -> None:
 
 
 def test_unhook__makes_it_leave_at_once(dialect: Dialect) -> None:
-    peer = patient(dialect, override=silent_about(GetInfo))
+    peer = patient(dialect, override=silence_about(GetInfo))
     consultation = Consultation(peer)
     peer.greet()
     consultation.talk()
@@ -331,7 +316,7 @@ def test_hang_up__after_the_hello() -> None:
 
 
 def test_hang_up__meanwhile(dialect: Dialect) -> None:
-    peer = patient(dialect, override=silent_about(GetInfo))
+    peer = patient(dialect, override=silence_about(GetInfo))
     consultation = Consultation(peer)
     peer.greet()
     consultation.talk()
@@ -359,7 +344,7 @@ def test_slow_kernel__does_not_keep_us_for_ever() -> None:
 
 
 def test_mute_kernel__is_asked_everything_once_and_left(dialect: Dialect) -> None:
-    peer = patient(dialect, override=silent_about(GetInfo, GetMaxGfn, GetRegisters, VcpuGetInfo))
+    peer = patient(dialect, override=silence_about(GetInfo, GetMaxGfn, GetRegisters, VcpuGetInfo))
     consultation = Consultation(peer, is_probed=True)
     chart = consultation.examine()
     assert chart.stage is Stage.EXAMINED
@@ -370,7 +355,7 @@ def test_mute_kernel__is_asked_everything_once_and_left(dialect: Dialect) -> Non
 
 
 def test_watch__counts_writes_alone() -> None:
-    peer = patient(V7, override=silent_about(GetInfo))
+    peer = patient(V7, override=silence_about(GetInfo))
     consultation = Consultation(peer, is_probed=True)
     peer.greet()
     consultation.talk()

@@ -42,7 +42,7 @@ from policyc.runtime.transport import Occupant
 from tests.support.consultation import BIT_CLEAR, BIT_SET, Consultation, OldSeries, Peer, patient
 from tests.support.scripted_kernel import SILENCE, SYSTEM_MAP
 
-__all__ = ["CASES", "HOSTILE", "PATH", "QEMU", "examined", "nobody"]
+__all__ = ["CASES", "HOSTILE", "PATH", "QEMU", "examined", "firmware", "nobody", "silence_about"]
 
 PATH = Path("/run/policyc/guest.sock")
 QEMU = Process(4711, "qemu-system-x86")

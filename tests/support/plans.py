@@ -20,7 +20,7 @@ from policyc.plan.model import (
 )
 from policyc.plan.places import Absolute, Base, Extent
 
-__all__ = ["DENY", "LOG", "guest_facts", "make_plan", "place", "rule"]
+__all__ = ["DENY", "LOG", "guest_facts", "make_plan", "place", "rule", "strictness"]
 
 DENY = Effect(EffectKind.DENY)
 LOG = Effect(EffectKind.LOG)
@@ -86,3 +86,8 @@ def make_plan(
         spans=tuple(SourceSpan(0, 0, 1, 1) for _ in named),
     )
     return replace(plan, **changes)  # type: ignore[arg-type]  # the caller names fields of Plan
+
+
+def strictness(effect: Effect | None) -> tuple[int, int]:
+    """The order of effects, written down once more: tests compare with it what the plan's own order gave."""
+    return (-1, 0) if effect is None else (effect.kind, -effect.argument)
