@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final, TextIO
 
-from policyc.emulator.routines import ROUTINES, Kind, Routine, RoutineResult
+from policyc.emulator.routines import Kind, Routine, RoutineResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,8 +46,11 @@ class ConsoleCommand:
     routine: Routine | None = None
 
 
-def parse(line: str) -> ConsoleCommand | None:
+def parse(line: str, routines: Mapping[str, Routine]) -> ConsoleCommand | None:
     """Read one line; None if it's empty or a comment.
+
+    Args:
+        routines: what the guest can be asked for, by name.
 
     Raises:
         ConsoleError: it isn't a command.
@@ -64,12 +67,12 @@ def parse(line: str) -> ConsoleCommand | None:
         if rest:
             raise ConsoleError(f"`{word}` takes nothing after it")
         return ConsoleCommand(word)
-    names = [name for name, routine in ROUTINES.items() if routine.kind.value == word]
+    names = [name for name, routine in routines.items() if routine.kind.value == word]
     if len(rest) != 1:
         raise ConsoleError(f"`{word}` takes one name: {', '.join(names)}")
     if rest[0] not in names:
         raise ConsoleError(_no_such(word, rest[0], names))
-    return ConsoleCommand(word, ROUTINES[rest[0]])
+    return ConsoleCommand(word, routines[rest[0]])
 
 
 class Console:
@@ -122,9 +125,9 @@ class Console:
         for word, what in COMMANDS.items():
             self.say("help", f"{word:7} {what}", command=word, what=what)
 
-    def routines(self) -> None:
+    def routines(self, routines: Mapping[str, Routine]) -> None:
         """Write all attacks and acts."""
-        for routine in ROUTINES.values():
+        for routine in routines.values():
             self.say(
                 "routine",
                 f"{routine.kind.value:6} {routine.name:16} {routine.what}",

@@ -21,13 +21,14 @@ from policyc.emulator.console_input import ConsoleInput
 from policyc.emulator.image import SLIDE_ALIGNMENT, SLIDE_LIMIT
 from policyc.emulator.introspection import Behaviour, Introspection
 from policyc.emulator.link import Link
-from policyc.emulator.machine import Machine
 from policyc.emulator.script import Script
+from policyc.emulator.small_machine import SmallMachine
 from policyc.kvmi import DIALECTS, V12, Hello, HelloForm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from policyc.emulator.machine import Machine
     from policyc.emulator.options import GuestOptions
 
 __all__ = ["Loop"]
@@ -50,8 +51,8 @@ class Loop:
         self._secret = secret
         self._out = Console(out, as_json=options.json)
         self._input = ConsoleInput(console)
-        self._script = Script(options.attacks, self._out)
-        self._machine = self._new_machine()
+        self._machine: Machine = self._new_machine()
+        self._script = Script(self._machine.routines, options.attacks, self._out)
         self._started = int(time.time())
         self._link = Link(options.socket, options.reconnect) if options.socket is not None else None
         self._session: Introspection | None = None
@@ -63,7 +64,7 @@ class Loop:
         self._stop = False
         self._commands: Mapping[str, Callable[[], None]] = {
             "status": self._status,
-            "list": self._out.routines,
+            "list": lambda: self._out.routines(self._machine.routines),
             "help": self._out.help,
             "unhook": self._unhook,
             "reset": self._reset,
@@ -122,7 +123,7 @@ class Loop:
         slide = options.slide
         if slide is None:
             slide = random.SystemRandom().randrange(0, SLIDE_LIMIT + 1, SLIDE_ALIGNMENT)
-        create = Machine if options.firmware else Machine.boot
+        create = SmallMachine if options.firmware else SmallMachine.boot
         return create(slide=slide, ram=options.ram_mib << 20, cpu=options.cpu)
 
     def _boot(self) -> None:

@@ -1,23 +1,25 @@
-"""The machine: RAM, vCPUs, the small guest in it, and a clock that somebody else turns.
+"""The machine: RAM, vCPUs, and a clock that somebody else turns; what kind of guest is in it, a subclass says.
 
-Everything here happens when it is called for: `run` gives every vCPU that can run a slice, `tick` raises the timer
-interrupt. One vCPU executes at a time, so what is atomic on a processor is atomic here, and the same calls give the
+Everything here happens when it is called for: `run` gives every vCPU that can run a slice, `tick` lets time pass for
+the guest. One vCPU executes at a time, so what is atomic on a processor is atomic here, and the same calls give the
 same run.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
 from policyc.addresses import Gpa, Gva
-from policyc.emulator.image import DEFAULT_LOAD_GPA, Image, load, small_image
-from policyc.emulator.memory import Memory
-from policyc.emulator.routines import ROUTINES, RoutineResult, Run
-from policyc.emulator.vcpu import Vcpu
 from policyc.emulator.walk import translate
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from policyc.emulator.hooks import Tool
+    from policyc.emulator.memory import Memory
+    from policyc.emulator.routines import Routine, RoutineRun
+    from policyc.emulator.vcpu import Vcpu
 
 __all__ = ["DEFAULT_RAM", "SLICE", "Machine", "MachineError"]
 
@@ -25,88 +27,71 @@ DEFAULT_RAM: Final = 64 << 20
 SLICE: Final = 50_000
 """Instructions a vCPU runs before another, or the tool, gets a turn: well under a millisecond."""
 
-TIMER_VECTOR: Final = 0xEC
-CALL_FUNCTION_VECTOR: Final = 0xFB
-SYSTEM_RUNNING: Final = 3
-_BOOT_SLICES: Final = 1000
-
 
 class MachineError(Exception):
     """The machine didn't do what its guest is made for."""
 
 
-class Machine:
-    """A machine with the small guest loaded, and its firmware waiting in HLT until `power_on`.
+class Machine(ABC):
+    """A machine with a guest in it.
 
     Attributes:
         memory: RAM.
-        vcpus: one for now; each has its own processor on the shared memory.
-        image: the guest's image.
-        slide: by how much its kernel addresses are moved.
+        vcpus: each has its own processor on the shared memory.
+        cpu: "intel" or "amd".
+        slide: by how much the guest's kernel addresses are moved.
         stopped: the VMM doesn't run the vCPUs; their commands wait.
         crashed: why the machine stands still for good, if it does.
-        ticks: timer interrupts so far.
         events_sent: events that tools were sent so far.
     """
 
-    def __init__(
-        self,
-        *,
-        slide: int = 0,
-        load_gpa: int = DEFAULT_LOAD_GPA,
-        ram: int = DEFAULT_RAM,
-        cpu: str = "intel",
-    ) -> None:
-        self.memory = Memory(ram)
-        self.image: Image = small_image()
-        self.slide = slide
+    def __init__(self, memory: Memory, cpu: str, slide: int) -> None:
+        self.memory = memory
+        self.vcpus: list[Vcpu] = []
         self.cpu = cpu
-        state = load(self.image, self.memory, slide, load_gpa)
-        self.vcpus = [Vcpu(0, self.memory, cpu)]
-        self.vcpus[0].start(state)
-        self.vcpus[0].halted = True
+        self.slide = slide
         self.crashed: str | None = None
         self.stopped = False
-        self.ticks = 0
         self.events_sent = 0
 
-    @classmethod
-    def boot(
-        cls,
-        *,
-        slide: int = 0,
-        load_gpa: int = DEFAULT_LOAD_GPA,
-        ram: int = DEFAULT_RAM,
-        cpu: str = "intel",
-    ) -> Machine:
-        """A machine whose guest has booted and idles.
-
-        Raises:
-            MachineError: it didn't get there.
-        """
-        machine = cls(slide=slide, load_gpa=load_gpa, ram=ram, cpu=cpu)
-        machine.power_on()
-        for _ in range(_BOOT_SLICES):
-            machine.run()
-            if machine.idle:
-                break
-        if not machine.booted:
-            raise MachineError(f"the guest didn't boot: {machine.failure or 'it never came to its idle loop'}")
-        return machine
-
+    @abstractmethod
     def power_on(self) -> None:
         """Let the kernel's first instruction be next."""
-        self.vcpus[0].halted = False
+
+    @abstractmethod
+    def tick(self) -> None:
+        """Let the timer of the guest tick once."""
+
+    @abstractmethod
+    def symbol(self, name: str) -> Gva:
+        """Where a symbol of the guest's kernel is.
+
+        Raises:
+            KeyError: there is no such symbol.
+        """
 
     @property
+    @abstractmethod
     def booted(self) -> bool:
-        """Whether the guest's kernel says that it runs; only to be asked once it has page tables of its own."""
-        return self.failure is None and self.read_int("system_state", 4) == SYSTEM_RUNNING
+        """Whether the guest's kernel runs, and can be asked for something."""
 
     @property
+    @abstractmethod
     def panicked(self) -> int | None:
         """The exception that the guest's kernel gave up at, or None."""
-        return self.read_int("panic_vector") if self.booted and self.read_int("panics") else None
+
+    @property
+    @abstractmethod
+    def routines(self) -> Mapping[str, Routine]:
+        """What the guest can be asked to do, by name, in the order of a tour."""
+
+    @abstractmethod
+    def begin(self, routine: Routine) -> RoutineRun:
+        """Have the guest do something.
+
+        Raises:
+            ValueError: it is busy with something else.
+        """
 
     @property
     def idle(self) -> bool:
@@ -143,16 +128,6 @@ class Machine:
             self.run()
         raise MachineError(f"the guest is still busy after {limit} slices of {SLICE} instructions")
 
-    def tick(self) -> None:
-        """Raise the timer interrupt on every vCPU."""
-        self.ticks += 1
-        for vcpu in self.vcpus:
-            vcpu.interrupt(TIMER_VECTOR)
-
-    def kick(self) -> None:
-        """Wake the guest's idle loop, as an interrupt from another processor does."""
-        self.vcpus[0].interrupt(CALL_FUNCTION_VECTOR)
-
     def crash(self, reason: str) -> None:
         """Stop the machine for good."""
         self.crashed = reason
@@ -167,30 +142,6 @@ class Machine:
         self.memory.lift_all()
         for vcpu in self.vcpus:
             vcpu.detach()
-
-    def run_routine(self, name: str) -> RoutineResult:
-        """Let the guest do something and wait until it is through; for a machine whose events nobody has to answer.
-
-        Args:
-            name: as in `ROUTINES`.
-
-        Raises:
-            KeyError: there is no such routine.
-            MachineError: the guest waits for an answer, or is dead.
-        """
-        run = Run(self, ROUTINES[name])
-        self.run_until_idle()
-        if not run.finished:
-            raise MachineError(f"{name} isn't finished: {self.failure or 'a vCPU waits for the answer to an event'}")
-        return run.result()
-
-    def symbol(self, name: str) -> Gva:
-        """Where a symbol of the guest is.
-
-        Raises:
-            KeyError: there is no such symbol.
-        """
-        return self.image.address(name, self.slide)
 
     def gpa(self, gva: int) -> Gpa:
         """Where a virtual address leads in the guest's kernel page tables.

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from policyc.emulator.machine import Machine
+    from policyc.emulator.small_machine import SmallMachine
 
-__all__ = ["ROUTINES", "Kind", "Memory", "Register", "Routine", "RoutineResult", "Run"]
+__all__ = ["ROUTINES", "Kind", "Memory", "Register", "Routine", "RoutineResult", "RoutineRun", "Run"]
 
 _NO_FAULT: Final = (1 << 64) - 1
 
@@ -115,14 +116,29 @@ class RoutineResult:
         return self.before != self.after
 
 
+class RoutineRun(Protocol):
+    """A routine that a guest has been asked for."""
+
+    @property
+    def routine(self) -> Routine:
+        """Which."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the guest is through with it."""
+
+    def result(self) -> RoutineResult:
+        """What has become of it so far; final once it is `finished`."""
+
+
 class Run:
-    """A routine that the guest has been asked for.
+    """A routine that the small guest has been asked for.
 
     Raises:
         ValueError: another one isn't finished yet.
     """
 
-    def __init__(self, machine: Machine, routine: Routine) -> None:
+    def __init__(self, machine: SmallMachine, routine: Routine) -> None:
         if machine.read_int("routine_request"):
             raise ValueError("the guest is busy with another routine")
         self.routine = routine

@@ -6,13 +6,12 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from policyc.emulator.console import Console, ConsoleCommand, ConsoleError, parse
-from policyc.emulator.routines import ROUTINES, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from policyc.emulator.machine import Machine
-    from policyc.emulator.routines import Routine
+    from policyc.emulator.routines import Routine, RoutineRun
 
 __all__ = ["Script"]
 
@@ -24,15 +23,17 @@ class Script:
     """Routines are started one at a time, each when the one before is finished.
 
     Args:
+        routines: what the guest can be asked for.
         attacks: names to run when the tool is ready; none of them is a tour, unless the console has something to say.
     """
 
-    def __init__(self, attacks: Iterable[str], out: Console) -> None:
+    def __init__(self, routines: Mapping[str, Routine], attacks: Iterable[str], out: Console) -> None:
         self._out = out
-        self._asked = [ROUTINES[name] for name in attacks]
+        self._routines = routines
+        self._asked = [routines[name] for name in attacks]
         self._waiting: deque[Routine] = deque()
         self._lines: deque[ConsoleCommand | ConsoleError] = deque()
-        self._run: Run | None = None
+        self._run: RoutineRun | None = None
         self._begun = 0.0
         self._released = False
         self._spoken_to = False
@@ -45,7 +46,7 @@ class Script:
     def take(self, line: str) -> None:
         """Read a console line."""
         try:
-            command = parse(line)
+            command = parse(line, self._routines)
         except ConsoleError as error:
             self._lines.append(error)
         else:
@@ -57,7 +58,7 @@ class Script:
         """The tool is ready, or won't be: what was asked for beforehand may begin."""
         if not self._released:
             self._released = True
-            self._waiting.extend(self._asked or (() if self._spoken_to else ROUTINES.values()))
+            self._waiting.extend(self._asked or (() if self._spoken_to else self._routines.values()))
 
     def forget(self, reason: str) -> None:
         """The machine that ran a routine is no more."""
@@ -102,5 +103,5 @@ class Script:
         if machine.panicked is not None:
             self._out.lost(routine, f"the guest's kernel panicked on exception {machine.panicked}")
         else:
-            self._run = Run(machine, routine)
+            self._run = machine.begin(routine)
             self._begun = now

@@ -10,26 +10,26 @@ import pytest
 
 from policyc.emulator.console import COMMANDS, Console, ConsoleError, parse
 from policyc.emulator.console_input import ConsoleInput
-from policyc.emulator.machine import Machine
 from policyc.emulator.routines import ROUTINES
 from policyc.emulator.script import Script
+from policyc.emulator.small_machine import SmallMachine
 
 ACTS = "patch, neighbour, hypercall, hypercall-other, int3, cpuid, reload-cr3, reload-idt, read-gdtr, xsetbv"
 
 
 @pytest.mark.parametrize("line", ["", "   ", "# a comment", "  # another"])
 def test_nothing_to_do(line: str) -> None:
-    assert parse(line) is None
+    assert parse(line, ROUTINES) is None
 
 
 def test_commands_and_routines() -> None:
     for word in COMMANDS:
         if word not in ("attack", "act"):
-            command = parse(f" {word}  # now")
+            command = parse(f" {word}  # now", ROUTINES)
             assert command is not None
             assert (command.word, command.routine) == (word, None)
     for name, routine in ROUTINES.items():
-        command = parse(f"{routine.kind.value} {name}")
+        command = parse(f"{routine.kind.value} {name}", ROUTINES)
         assert command is not None
         assert command.routine is routine
 
@@ -48,13 +48,13 @@ def test_commands_and_routines() -> None:
 )
 def test_lines_that_are_not_understood(line: str, message: str) -> None:
     with pytest.raises(ConsoleError) as caught:
-        parse(line)
+        parse(line, ROUTINES)
     assert str(caught.value) == message
 
 
 def run(name: str, *, as_json: bool) -> str:
     out = io.StringIO()
-    Console(out, as_json=as_json).result(Machine.boot().run_routine(name))
+    Console(out, as_json=as_json).result(SmallMachine.boot().run_routine(name))
     return out.getvalue()
 
 
@@ -85,8 +85,8 @@ def test_a_result_for_programs() -> None:
 def script(lines: list[str], attacks: tuple[str, ...] = ()) -> tuple[list[dict[str, object]], list[str]]:
     """What is written, and which commands are handed back, until nothing is left to do."""
     out = io.StringIO()
-    machine = Machine.boot()
-    made = Script(attacks, Console(out, as_json=True))
+    machine = SmallMachine.boot()
+    made = Script(ROUTINES, attacks, Console(out, as_json=True))
     for line in lines:
         made.take(line)
     made.release()
@@ -130,8 +130,8 @@ def test_lines_are_obeyed_in_order_and_there_is_no_tour() -> None:
 
 def test_a_line_waits_for_the_routine_before_it_but_not_for_ever() -> None:
     out = io.StringIO()
-    machine = Machine.boot()
-    made = Script((), Console(out, as_json=True))
+    machine = SmallMachine.boot()
+    made = Script(ROUTINES, (), Console(out, as_json=True))
     made.take("attack straddle")
     made.take("status")
     assert made.advance(machine, 10.0) is None

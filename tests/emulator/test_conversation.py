@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from policyc.addresses import Gpa
 from policyc.emulator.introspection import Introspection
-from policyc.emulator.machine import Machine
+from policyc.emulator.small_machine import SmallMachine
 from policyc.kvmi import (
     DONE,
     V7,
@@ -37,7 +37,7 @@ from tests.support.emulator_tool import UUID, ScriptedTool
 SECRET = b"the cookie"
 
 
-def ticks(machine: Machine) -> bool:
+def ticks(machine: SmallMachine) -> bool:
     before = machine.read_int("jiffies")
     machine.tick()
     machine.run_until_idle()
@@ -78,7 +78,7 @@ def test_many_commands_in_one_read(dialect: Dialect) -> None:
 
 
 def test_events_are_numbered_from_one_on_each_connection(dialect: Dialect) -> None:
-    machine = Machine.boot()
+    machine = SmallMachine.boot()
     for _ in range(2):
         tool = ScriptedTool(dialect, machine)
         for number in (1, 2, 3):
@@ -89,7 +89,7 @@ def test_events_are_numbered_from_one_on_each_connection(dialect: Dialect) -> No
 
 
 def test_nothing_of_one_connection_is_left_for_the_next(dialect: Dialect) -> None:
-    machine = Machine.boot()
+    machine = SmallMachine.boot()
     tool = ScriptedTool(dialect, machine)
     tool.restrict("guarded_object", PageAccess.R)
     tool.enable(EventKind.HYPERCALL)
@@ -208,7 +208,7 @@ def test_whatever_the_tool_does_to_the_guest_is_the_guests_trouble_alone(
     registers: dict[str, int], offset: int, data: bytes
 ) -> None:
     """Any registers, any bytes in the kernel's image: the guest may die of it, the process may not."""
-    machine = Machine.boot()
+    machine = SmallMachine.boot()
     tool = ScriptedTool(V7, machine)
     event = tool.pause()
     tool.ask(WritePhysical(Gpa(0x100_0000 + offset & ~0x3F), data))
@@ -236,7 +236,7 @@ def test_garbage_for_an_answer_to_the_hello(garbage: bytes) -> None:
 
 def test_an_impatient_tool_gets_its_answers_in_order(dialect: Dialect) -> None:
     """A whole conversation in one write: greeting, negotiation, commands, before anything was answered."""
-    machine = Machine.boot()
+    machine = SmallMachine.boot()
     session = Introspection(machine, dialect, Hello(UUID))
     tool = ToolConnection(dialect)
     tool.receive_data(session.outgoing())
@@ -251,13 +251,13 @@ def test_an_impatient_tool_gets_its_answers_in_order(dialect: Dialect) -> None:
     assert [answers[at] for at in range(len(answers) - 4 * 32 + 4, len(answers), 32)] == [5, 6, 7, 8]
 
 
-_MACHINES: list[Machine] = []
+_MACHINES: list[SmallMachine] = []
 
 
-def _machine() -> Machine:
+def _machine() -> SmallMachine:
     """One machine for all examples of a property: it must survive them all."""
     if not _MACHINES:
-        _MACHINES.append(Machine.boot())
+        _MACHINES.append(SmallMachine.boot())
     return _MACHINES[0]
 
 

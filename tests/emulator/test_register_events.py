@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from policyc.emulator.decode import decode
-from policyc.emulator.machine import Machine
+from policyc.emulator.small_machine import SmallMachine
 from policyc.kvmi import (
     V7,
     V12,
@@ -276,7 +276,7 @@ def test_every_event_can_be_left_unanswered_by_leaving(dialect: Dialect) -> None
         "idtr": [ControlEvents(0, EventKind.DESCRIPTOR, True)],
     }
     for name, commands in setups.items():
-        tool = ScriptedTool(dialect, Machine.boot())
+        tool = ScriptedTool(dialect, SmallMachine.boot())
         for command in commands:
             tool.ask(command)
         run, _ = tool.caught(name)

@@ -21,9 +21,9 @@ from policyc.emulator.image import (
     small_image,
     small_system_map,
 )
-from policyc.emulator.machine import Machine
 from policyc.emulator.memory import Memory
 from policyc.emulator.routines import ROUTINES
+from policyc.emulator.small_machine import SmallMachine
 from policyc.guest.readers import build_profile
 
 SMALL = Path(str(files("policyc.emulator") / "small"))
@@ -185,7 +185,7 @@ def test_a_slide_moves_what_is_listed_and_nothing_else() -> None:
 @pytest.mark.parametrize("slide", [0, SLIDE_ALIGNMENT, 0x1240_0000, SLIDE_LIMIT])
 @pytest.mark.parametrize("load_gpa", [0x20_0000, 0x100_0000, 0x3E0_0000])
 def test_it_boots_anywhere(slide: int, load_gpa: int) -> None:
-    machine = Machine.boot(slide=slide, load_gpa=load_gpa)
+    machine = SmallMachine.boot(slide=slide, load_gpa=load_gpa)
     assert machine.symbol("_text") == KERNEL_BASE + slide
     assert machine.gpa(machine.symbol("_text")) == load_gpa
     assert machine.read("linux_banner", 21) == b"Linux version 6.1.0-p"
@@ -194,12 +194,12 @@ def test_it_boots_anywhere(slide: int, load_gpa: int) -> None:
 @pytest.mark.parametrize(("slide", "load_gpa"), [(1, 0x100_0000), (SLIDE_LIMIT + SLIDE_ALIGNMENT, 0x100_0000), (0, 0)])
 def test_where_it_cannot_be(slide: int, load_gpa: int) -> None:
     with pytest.raises(ValueError, match=r"^(a slide is|the image can't lie)"):
-        Machine(slide=slide, load_gpa=load_gpa)
+        SmallMachine(slide=slide, load_gpa=load_gpa)
 
 
 def test_the_guest_sets_itself_up() -> None:
     """By its own instructions: page tables of both leaf sizes, descriptor tables, MSRs, CR0 and CR4."""
-    machine = Machine.boot(slide=0x40_0000)
+    machine = SmallMachine.boot(slide=0x40_0000)
     engine = machine.vcpus[0].engine
     assert engine.get("cr3") == machine.gpa(machine.symbol("init_top_pgt"))
     assert engine.get("cr0") >> 16 & 1
@@ -216,7 +216,7 @@ def test_the_guest_sets_itself_up() -> None:
 
 
 def test_the_guest_runs_on_with_a_user_task() -> None:
-    machine = Machine.boot()
+    machine = SmallMachine.boot()
     for _ in range(10):
         machine.tick()
         machine.run_until_idle()

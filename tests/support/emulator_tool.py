@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from policyc.addresses import Gpa, page_offset
 from policyc.emulator.introspection import Behaviour, Introspection
-from policyc.emulator.machine import Machine
 from policyc.emulator.routines import ROUTINES, RoutineResult, Run
+from policyc.emulator.small_machine import SmallMachine
 from policyc.kvmi import (
     V12,
     Action,
@@ -43,7 +43,7 @@ class ScriptedTool:
     def __init__(
         self,
         dialect: Dialect,
-        machine: Machine | None = None,
+        machine: SmallMachine | None = None,
         *,
         cpu: str = "intel",
         behaviour: Behaviour | None = None,
@@ -51,7 +51,7 @@ class ScriptedTool:
         answer: bytes | None = None,
     ) -> None:
         self.dialect = dialect
-        self.machine = machine or Machine.boot(cpu=cpu, slide=0x1240_0000)
+        self.machine = machine or SmallMachine.boot(cpu=cpu, slide=0x1240_0000)
         newer = dialect is V12
         hello = Hello(
             UUID,
