@@ -144,6 +144,7 @@ class PlaceResolver:
 
     def _bytes_of(self, place: Place, span: Span) -> ResolvedPlace | None:
         if self._lookup is None:
+            self._check_section(place, span)
             return ResolvedPlace(place, span)
         resolution = self._known.get(place)
         if resolution is None:
@@ -154,6 +155,18 @@ class PlaceResolver:
             self._report(code, resolution.missing.fact, span, resolution.missing.help)
             return None
         return ResolvedPlace(place, span, resolution)
+
+    def _check_section(self, place: Place, span: Span) -> None:
+        """Which sections a Linux kernel has is known without any profile, so a misspelt one never waits for one."""
+        from policyc.guest.linux_image import SECTIONS
+        from policyc.guest.profile import KERNEL
+
+        known = [bounds.name for bounds in SECTIONS]
+        if isinstance(place, Section) and place.image == KERNEL and place.name not in known:
+            near = did_you_mean(place.name, known)
+            listed = ", ".join(f"`{KERNEL} {name}`" for name in known)
+            help = f"did you mean `{KERNEL} {near}`?" if near else f"known sections: {listed}"
+            self._report("P202", f"there is no section `{KERNEL} {place.name}`", span, help)
 
     def _report(self, code: str, message: str, span: Span, help: str | None = None) -> None:
         """Report a mistake once, though the name that has it may be used often."""

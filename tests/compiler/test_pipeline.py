@@ -158,6 +158,20 @@ def test_compile__without_profile_there_are_diagnostics_and_no_plan() -> None:
     assert (result.plan, result.diagnostics) == (None, ())
 
 
+def test_compile__a_misspelt_section_needs_no_profile_to_be_found() -> None:
+    text = "deny write to kernel .text, kernel .rodta\ndeny write to kernel .percpu\n"
+    result = compile_policies([Source("p.policy", text)], None)
+    assert [(d.code, d.span.text if d.span else None, d.message, d.help) for d in result.diagnostics] == [
+        ("P202", "kernel .rodta", "there is no section `kernel .rodta`", "did you mean `kernel .rodata`?"),
+        (
+            "P202",
+            "kernel .percpu",
+            "there is no section `kernel .percpu`",
+            "known sections: `kernel .text`, `kernel .rodata`, `kernel .data`, `kernel .bss`, `kernel .init`",
+        ),
+    ]
+
+
 CASES = {
     "unknown symbol": (
         "deny write to kernel:sys_call_tabel",
