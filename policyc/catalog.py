@@ -23,6 +23,7 @@ __all__ = [
     "EFFECTS",
     "EVENTS",
     "FIELDS",
+    "HOST_LIMITS",
     "LEGALITY",
     "MAX_RATE",
     "MODES",
@@ -41,6 +42,7 @@ __all__ = [
     "EffectSpec",
     "EventSpec",
     "FieldSpec",
+    "HostLimit",
     "Mechanism",
     "Parameter",
     "Unknown",
@@ -322,6 +324,43 @@ MSR_RANGES: Mapping[str, tuple[range, ...]] = MappingProxyType(
     }
 )
 """The MSRs whose writes each dialect can intercept."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostLimit:
+    """Hosts on which a KVMI event that the dialect has doesn't come.
+
+    Attributes:
+        dialect, cpu: which hosts.
+        kvmi: the event.
+        fact: what happens there, after "on AMD hosts, ".
+        help: what becomes of rules about it.
+    """
+
+    dialect: str
+    cpu: str
+    kvmi: str
+    fact: str
+    help: str
+
+
+HOST_LIMITS: tuple[HostLimit, ...] = (
+    HostLimit(
+        "kvmi-v12",
+        "amd",
+        "MSR",
+        "kernels of kvmi-v12 report no write to an MSR",
+        "the runtime compares the values once a second: a change is recorded there, and never stopped",
+    ),
+    HostLimit(
+        "kvmi-v7",
+        "amd",
+        "DESCRIPTOR",
+        "kernels of kvmi-v7 report no access to a descriptor table",
+        "the plan is refused there: leave the rule out of what is compiled for these hosts",
+    ),
+)
+"""As seen on running kernels: the v12 series inverts the intercept bit of MSRs on AMD, and v7 answers EOPNOTSUPP."""
 
 
 def _bits(**positions: int) -> Mapping[str, int]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from policyc.catalog import (
     EVENTS,
     FIELDS,
+    HOST_LIMITS,
     LEGALITY,
     MSR_RANGES,
     RETRYABLE,
@@ -37,6 +38,7 @@ __all__ = [
     "effect_fits_event",
     "event_exists_in_target",
     "field_exists_in_target",
+    "host_reports_event",
     "one_policy_a_name",
     "overriding_is_enforced",
     "texts_fit_a_plan",
@@ -108,6 +110,17 @@ def field_exists_in_target(policies: Policies, options: CheckOptions) -> Iterato
                         span,
                         f"compile with `--target {only[0]}` if every guest runs it",
                     )
+
+
+def host_reports_event(policies: Policies, options: CheckOptions) -> Iterator[Diagnostic]:
+    """Some events don't come on the hosts that the author says the plan is for."""
+    limits = {
+        limit.kvmi: limit for limit in HOST_LIMITS if limit.cpu == options.cpu and limit.dialect in options.dialects
+    }
+    for rule in rules_of(policies):
+        limit = limits.get(EVENTS[rule.event.key.word].kvmi) if rule.event is not None else None
+        if rule.event is not None and limit is not None:
+            yield Diagnostic("P419", f"on {limit.cpu.upper()} hosts, {limit.fact}", rule.event.span, limit.help)
 
 
 def code_causes_event(policies: Policies, options: CheckOptions) -> Iterator[Diagnostic]:

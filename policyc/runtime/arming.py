@@ -8,9 +8,10 @@ and only then pages restricted, since a vCPU without page-fault events passes re
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from policyc.addresses import PAGE_SIZE, frame_start
+from policyc.catalog import HostLimit
 from policyc.guest.errors import ProfileError, WalkLimitError
 from policyc.guest.linux_kernel import KernelFound
 from policyc.guest.requests import page_of
@@ -44,6 +45,7 @@ from policyc.runtime.procedure import (
     read_pages,
     time_now,
 )
+from policyc.runtime.processor import limits_of, maker_of, needs_maker
 
 __all__ = ["Armed", "arm", "disarm", "guard_vcpu"]
 
@@ -57,11 +59,17 @@ STOP_PAUSE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Armed:
-    """The guest is guarded; `overlong_stop` says that its vCPUs stood still for longer than they should have."""
+    """The guest is guarded.
+
+    Attributes:
+        overlong_stop: its vCPUs stood still for longer than they should have.
+        limits: what the plan needs and this host doesn't report.
+    """
 
     bound: BoundPlan
     vcpus: int
     overlong_stop: bool = False
+    limits: tuple[HostLimit, ...] = ()
 
 
 def arm(plan: Plan, dialect: Dialect, options: ArmingOptions) -> Procedure[Armed | Refusal]:
@@ -88,6 +96,9 @@ def _arm(plan: Plan, dialect: Dialect, options: ArmingOptions) -> Procedure[Arme
     count = yield from vcpu_count()
     if count is None:
         return Refusal("the kernel doesn't say how many vCPUs the guest has")
+    maker = (yield from maker_of(0)) if needs_maker(plan, dialect, needs) else None
+    if plan.cpu != maker:
+        plan = replace(plan, cpu="any")
     found = yield from locate(plan, options)
     if isinstance(found, Refusal):
         return found
@@ -98,6 +109,8 @@ def _arm(plan: Plan, dialect: Dialect, options: ArmingOptions) -> Procedure[Arme
         last = attempt == MAX_STOPS - 1
         outcome = yield from _stop_and_restrict(plan, found, binding, vcpus, started, options, last=last)
         yield Resume()
+        if isinstance(outcome, Armed):
+            return replace(outcome, limits=limits_of(dialect, maker, needs))
         if outcome is not None:
             return outcome
         yield Sleep(STOP_PAUSE)
@@ -151,7 +164,7 @@ def guard_vcpu(plan: Plan, vcpu: int) -> Procedure[tuple[str, ...]]:
 
 
 def _bind(plan: Plan, location: Location, options: ArmingOptions) -> Procedure[Binding]:
-    return (yield from read_pages(bind(plan, location, skip_unmapped=options.skip_unmapped)))
+    return (yield from read_pages(bind(plan, location, cpu=plan.cpu, skip_unmapped=options.skip_unmapped)))
 
 
 def _read_again(

@@ -22,6 +22,7 @@ from policyc.runtime.event_keys import key_of
 from policyc.runtime.facts import Examination
 from policyc.runtime.life import on_leave, start
 from policyc.runtime.mechanisms import MECHANISMS, keep_old_value
+from policyc.runtime.msr_watch import MsrWatch
 from policyc.runtime.procedure import Answer, Emit, Procedure, TimedOutError
 from policyc.runtime.records import StateRecord, VerdictRecord
 from policyc.runtime.state import GUARDING, Phase, State
@@ -41,6 +42,8 @@ def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
     """Answer an event: at once where a look-up is enough, else as a procedure."""
     state.counters.events += 1
     bound = state.bound
+    if state.msr_watch is not None:
+        _look_at_msrs(state, state.msr_watch, event, out)
     if event.kind is EventKind.PF:
         verdict = bound.fixed_verdict(event.access, event.gpa)
         if verdict is not None and (verdict.effect is None or verdict.effect.kind <= EffectKind.LOG):
@@ -52,6 +55,14 @@ def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
             _count(state, verdict)
             return
     _OTHERS.get(event.kind, _judge_event)(state, now, event, out)
+
+
+def _look_at_msrs(state: State, watch: MsrWatch, event: Event, out: list[Output]) -> None:
+    """Compare what the event carries; one about an MSR shows that this kernel reports them after all."""
+    if event.kind is EventKind.MSR:
+        state.msr_watch = None
+    elif event.needs_reply:
+        out.extend(map(Write, watch.look(event)))
 
 
 def _count(state: State, verdict: Verdict) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from policyc.kvmi import (
     Command,
     EventKind,
@@ -19,6 +21,8 @@ from policyc.kvmi import (
 from policyc.runtime.arming import Armed, arm, disarm, vcpu_count
 from policyc.runtime.bound import UNBOUND
 from policyc.runtime.locate import Refusal
+from policyc.runtime.msr_watch import MsrWatch
+from policyc.runtime.needs import needs_of
 from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError, ask, ask_all
 from policyc.runtime.records import StateRecord
 from policyc.runtime.state import GUARDING, Phase, State, enter
@@ -94,7 +98,7 @@ def _armed(state: State, result: Armed | Refusal, now: float, out: list[Output])
         start(state, _watch_vcpus(state, result.vcpus), now, out)
     enter(
         state,
-        Phase.DEGRADED if result.overlong_stop else Phase.ARMED,
+        Phase.DEGRADED if result.overlong_stop or result.limits else Phase.ARMED,
         f"{len(result.bound.rights)} pages guarded on {result.vcpus} vCPU{'s' if result.vcpus > 1 else ''}",
         out,
         slide=hex(result.bound.slide),
@@ -102,8 +106,15 @@ def _armed(state: State, result: Armed | Refusal, now: float, out: list[Output])
         vcpus=result.vcpus,
         stopped_ms=round(state.scheduler.longest_stop * 1000, 3),
         unmapped=[f"{p.place} [{p.gva_start:#x}, {p.gva_end:#x}): {p.reason}" for p in result.bound.unbound],
-        notes=list(result.bound.notes),
+        notes=[*result.bound.notes, *(f"on {one.cpu.upper()} hosts, {one.fact}: {one.help}" for one in result.limits)],
     )
+    if any(limit.kvmi == EventKind.MSR.name for limit in result.limits):
+        watch = state.msr_watch = MsrWatch(result.bound, needs_of(state.plan).msrs, lambda: state.phase.value)
+        start(state, watch.run(partial(_msrs_are_unreported, state, watch)), now, out)
+
+
+def _msrs_are_unreported(state: State, watch: MsrWatch) -> bool:
+    return state.msr_watch is watch and state.phase in GUARDING
 
 
 def _watch_vcpus(state: State, known: int) -> Procedure[None]:
@@ -174,6 +185,7 @@ def on_lost(state: State, now: float, lost: Lost, out: list[Output]) -> None:
     state.scheduler.cancel()
     state.scheduler.held.clear()
     state.bound = UNBOUND
+    state.msr_watch = None
     state.phase_deadline = None
     if state.phase not in (Phase.REFUSED, Phase.UNHOOKING):
         fact = f"{lost.reason}: every restriction is gone" if protected else lost.reason

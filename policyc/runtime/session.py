@@ -116,7 +116,8 @@ class Session(Generic[S]):
         self.state = state
         self._step = step
         self._socket = connection
-        self._wire = ToolConnection()
+        # Whether the guest's processor holds such pages is for the binding to decide.
+        self._wire = ToolConnection(execute_only=True)
         self._on_record = on_record
         self._cookie = cookie
         self._tickets: dict[int, int] = {}

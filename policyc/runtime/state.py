@@ -12,6 +12,7 @@ from policyc.kvmi import (
 from policyc.plan.model import Plan
 from policyc.runtime.bound import UNBOUND, BoundPlan
 from policyc.runtime.locate import ArmingOptions, Refusal
+from policyc.runtime.msr_watch import MsrWatch
 from policyc.runtime.records import StateRecord
 from policyc.runtime.steps import (
     Output,
@@ -70,6 +71,7 @@ class State:
         dialect: what the kernel speaks.
         outcome: why the guest was refused, if it was.
         left: whether the restrictions have been lifted, so that nothing but open events keeps us here.
+        msr_watch: compares MSRs where the kernel reports no write to them.
         thinner: leaves out records of rules that have `at most`.
     """
 
@@ -84,6 +86,7 @@ class State:
     left: bool = False
     counters: Counters = field(default_factory=Counters)
     thinner: Thinner = field(init=False)
+    msr_watch: MsrWatch | None = None
     scheduler: Scheduler = field(default_factory=Scheduler)
     phase_deadline: float | None = None
 

@@ -548,6 +548,29 @@ def test_rights__execute_only_code_is_for_intel() -> None:
     assert [run.allowed.rwx for run in runs] == ["--x"]
 
 
+@pytest.mark.parametrize(
+    ("text", "target", "cpu", "found"),
+    [
+        ("on msr lstar deny", "kvmi-v12", "amd", ["on AMD hosts, kernels of kvmi-v12 report no write to an MSR"]),
+        ("on msr lstar deny", "any", "amd", ["on AMD hosts, kernels of kvmi-v12 report no write to an MSR"]),
+        ("on msr lstar deny", "kvmi-v7", "amd", []),
+        ("on msr lstar deny", "kvmi-v12", "any", []),
+        ("on msr lstar deny", "kvmi-v12", "intel", []),
+        (
+            "on idtr write deny",
+            "kvmi-v7",
+            "amd",
+            ["on AMD hosts, kernels of kvmi-v7 report no access to a descriptor table"],
+        ),
+        ("on idtr write deny", "kvmi-v12", "amd", []),
+        ("on cr4 deny", "any", "amd", []),
+    ],
+)
+def test_host__that_doesnt_report_the_event_is_named(text: str, target: str, cpu: str, found: list[str]) -> None:
+    result = compiled(text, options=CheckOptions(target=target, cpu=cpu))
+    assert [message for code, _, message in said(result) if code == "P419"] == found
+
+
 def test_rights__of_several_rules_on_one_page_are_looked_at_together() -> None:
     """Neither rule alone leaves an execute-only page: a page is what all rules on it need."""
     result = compiled("log read, execute to kernel:schedule log read, write to kernel:schedule + 8 size 8")

@@ -58,8 +58,14 @@ def test_rights__a_data_frame_that_is_code_under_another_address_keeps_its_execu
     assert talk.disconnected == "the plan needs execute-only pages, and this guest's processor has none"
 
 
-def test_rights__execute_only_code_is_refused_while_nothing_says_that_the_guest_can_hold_it() -> None:
-    talk = Conversation(plan_of("deny read, write to kernel .text", "intel"), ScriptedKernel(V12))
+def test_rights__execute_only_code_is_kept_where_the_guest_has_intels_processor() -> None:
+    assert rights(plan_of("deny read, write to kernel .text", "intel"))[frame(0x1000)] == 4
+
+
+@pytest.mark.parametrize("maker", [b"AuthenticAMD", b"HygonGenuine", b"SomebodyElse"])
+def test_rights__execute_only_code_is_refused_on_any_other(maker: bytes) -> None:
+    plan = plan_of("deny read, write to kernel .text", "intel")
+    talk = Conversation(plan, ScriptedKernel(V12, maker=maker))
     talk.connect()
     assert talk.state.phase is Phase.REFUSED
     assert talk.disconnected == "the plan needs execute-only pages, and this guest's processor has none"

@@ -32,6 +32,7 @@ class CodeExample:
         named: the files that the command names, where that isn't all of them.
         instead: what stands in the document before the files, or in the place of files that are too long for it.
         command: the command that finds the mistake.
+        wrong_options: what the command is given with the wrong files, where they are wrong only then.
         right_options: what the command is given with the right files, where the files are right already.
         symbols: lines of a System.map that the kernel has besides those of the small guest.
         sized: whether the profile is of the kind that has sizes, though none of these symbols'.
@@ -44,6 +45,7 @@ class CodeExample:
     named: tuple[str, ...] = ()
     instead: str | None = None
     command: str = "check"
+    wrong_options: str = ""
     right_options: str = ""
     symbols: str = ""
     sized: bool = False

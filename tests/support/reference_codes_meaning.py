@@ -305,6 +305,12 @@ JUDGEMENT_EXAMPLES = (
         "deny read, write to idt\n",
     ),
     CodeExample(
+        "P419",
+        "Nothing has to be done where noticing is enough. Guard what the register leads to as well.",
+        "on msr lstar deny\n",
+        wrong_options="--cpu amd --target kvmi-v12",
+    ),
+    CodeExample(
         "P502",
         "Deny `execute` too, leave `read` out, or compile with `--cpu intel` where every host has execute-only pages.",
         "deny read, write to kernel .text\n",

@@ -49,6 +49,7 @@ OPTIONS: Mapping[str, CheckOptions] = MappingProxyType(
         "": CheckOptions(today=TODAY),
         "--target kvmi-v7": CheckOptions(today=TODAY, target="kvmi-v7"),
         "--cpu intel": CheckOptions(today=TODAY, cpu="intel"),
+        "--cpu amd --target kvmi-v12": CheckOptions(today=TODAY, cpu="amd", target="kvmi-v12"),
         "--accept-hot-pages": CheckOptions(today=TODAY, accept_hot_pages=True),
     }
 )
@@ -81,7 +82,7 @@ def outcome_of(code: str) -> Outcome:
     profile = build_profile((small_system_map() + example.symbols).encode())
     profile = _with_sizes(profile) if example.sized else profile
     return Outcome(
-        wrong=_findings(example, example.wrong_files, profile, CheckOptions(today=TODAY)),
+        wrong=_findings(example, example.wrong_files, profile, OPTIONS[example.wrong_options]),
         right=_findings(example, example.right_files, profile, OPTIONS[example.right_options]),
     )
 
@@ -140,10 +141,18 @@ def _section(code: Code, example: CodeExample) -> Iterator[str]:
     yield from (f"### {code.name}", "", f"**{code.severity.value.capitalize()}: {code.title}.** {code.explanation}")
     if example.wrong_files:
         outcome = outcome_of(code.name)
-        yield from ("", *_example(example), "", "```text", *_said(code, outcome.wrong), "```")
+        yield from (
+            "",
+            *_example(example),
+            *_options(example, example.wrong_options),
+            "",
+            "```text",
+            *_said(code, outcome.wrong),
+            "```",
+        )
     yield from ("", f"**Fix.** {example.fix}")
     if example.right_files:
-        yield from ("", *_listing(example.right_files), *_options(example))
+        yield from ("", *_listing(example.right_files), *_options(example, example.right_options))
 
 
 def _example(example: CodeExample) -> Iterator[str]:
@@ -163,9 +172,9 @@ def _listing(files: Files) -> Iterator[str]:
         yield from ("```policy", *map(printable, text.removesuffix("\n").split("\n")), "```")
 
 
-def _options(example: CodeExample) -> Iterator[str]:
-    if example.right_options:
-        yield from ("", f"with `policyc {example.command} {example.right_options}`.")
+def _options(example: CodeExample, options: str) -> Iterator[str]:
+    if options:
+        yield from ("", f"with `policyc {example.command} {options}`.")
 
 
 def _said(code: Code, found: Sequence[Diagnostic]) -> Iterator[str]:

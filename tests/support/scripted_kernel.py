@@ -30,6 +30,8 @@ from policyc.kvmi import (
     EventKind,
     EventMsrs,
     EventReplyReceived,
+    GetCpuid,
+    GetCpuidReply,
     GetInfo,
     GetInfoReply,
     GetRegisters,
@@ -171,6 +173,7 @@ class ScriptedKernel:
     """The kernel's side: bytes in, bytes out.
 
     Attributes:
+        maker: whose processor CPUID leaf 0 shows.
         override: asked first about every command; what it returns, unless None, is the answer.
         log: the names of the commands, in the order they came, runs of one name once.
         rights: rights that the tool has set, by frame.
@@ -181,6 +184,7 @@ class ScriptedKernel:
     dialect: Dialect
     slide: int = SLIDE
     vcpus: int = 1
+    maker: bytes = b"GenuineIntel"
     override: Callable[[Command], Result] = lambda command: None
     log: list[str] = field(default_factory=list)
     commands: list[Command] = field(default_factory=list)
@@ -234,6 +238,9 @@ class ScriptedKernel:
         match command:
             case GetVersion():
                 return GetVersionReply(max_message_size=8184 if self.dialect.name == "kvmi-v12" else 0)
+            case GetCpuid():
+                ebx, edx, ecx = struct.unpack("<3I", self.maker)
+                return GetCpuidReply(0xD, ebx, ecx, edx)
             case GetInfo():
                 return GetInfoReply(self.vcpus)
             case GetRegisters(msrs=msrs):
@@ -296,7 +303,7 @@ class Conversation:
 
     def __post_init__(self) -> None:
         self.state = State(self.plan)
-        self.tool = ToolConnection()
+        self.tool = ToolConnection(execute_only=True)
         self._tickets: dict[int, int] = {}
         step(self.state, self.now, Connected())
 
