@@ -36,6 +36,14 @@ LINES: Mapping[str, Callable[[Mapping[str, object]], str]] = {"text": record_lin
     show_default=True,
     help="What to do about bytes of the plan's places that lead nowhere in the guest.",
 )
+@click.option(
+    "--verify",
+    type=click.FloatRange(0.0, 86400.0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often bytes that nobody may write are read again, to find what a device wrote; 0 is never.",
+)
 @click.option("--once", is_flag=True, help="End when the first guest has gone.")
 @click.option(
     "--format", type=click.Choice([*LINES]), default="text", show_default=True, help="How records are printed."
@@ -47,6 +55,7 @@ def command(
     cookie_file: str | None,
     monitor: bool,
     unmapped: str,
+    verify: float,
     once: bool,
     format: str,
 ) -> ExitCode:
@@ -64,7 +73,7 @@ def command(
         cookie=read_secret(cookie_file) if cookie_file is not None else None,
         monitor=monitor,
         once=once,
-        arming=ArmingOptions(skip_unmapped=unmapped == "skip"),
+        arming=ArmingOptions(skip_unmapped=unmapped == "skip", verify=verify),
     )
     with RecordPrinter(LINES[format]) as printer:
         service = Service(load_plan(plan), options, printer)

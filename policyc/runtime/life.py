@@ -19,7 +19,7 @@ from policyc.kvmi import (
     TranslateGva,
 )
 from policyc.runtime.arming import Armed, arm, disarm, vcpu_count
-from policyc.runtime.bound import UNBOUND
+from policyc.runtime.bound import UNBOUND, BoundPlan
 from policyc.runtime.locate import Refusal
 from policyc.runtime.msr_watch import MsrWatch
 from policyc.runtime.needs import needs_of
@@ -39,6 +39,7 @@ from policyc.runtime.steps import (
     Told,
     Write,
 )
+from policyc.runtime.verify import Verification
 
 __all__ = [
     "on_answered",
@@ -111,6 +112,19 @@ def _armed(state: State, result: Armed | Refusal, now: float, out: list[Output])
     if any(limit.kvmi == EventKind.MSR.name for limit in result.limits):
         watch = state.msr_watch = MsrWatch(result.bound, needs_of(state.plan).msrs, lambda: state.phase.value)
         start(state, watch.run(partial(_msrs_are_unreported, state, watch)), now, out)
+    # Under the ceiling everybody may write.
+    if state.arming.verify and not state.monitor:
+        verification = Verification(result.bound, state.arming.verify, partial(_degrade, state))
+        start(state, verification.run(partial(_is_in_force, state, result.bound)), now, out)
+
+
+def _degrade(state: State) -> str:
+    state.phase = Phase.DEGRADED
+    return state.phase.value
+
+
+def _is_in_force(state: State, bound: BoundPlan) -> bool:
+    return state.bound is bound and state.phase in GUARDING
 
 
 def _msrs_are_unreported(state: State, watch: MsrWatch) -> bool:

@@ -32,6 +32,7 @@ class ArmingOptions:
         boot_timeout: seconds to wait for the kernel to come up.
         poll: seconds between two looks at a guest that isn't ready.
         skip_unmapped: guard what is mapped of a place instead of refusing the plan.
+        verify: seconds between two looks at guarded bytes that nobody may write; 0 for none.
         stop_limit: seconds that vCPUs may stand still for arming; over it the guest runs on and arming is tried again.
     """
 
@@ -39,6 +40,7 @@ class ArmingOptions:
     poll: float = 0.25
     skip_unmapped: bool = False
     stop_limit: float = 0.1
+    verify: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,7 @@ from policyc.kvmi import (
 from policyc.kvmi import Reply as CommandReply
 from policyc.plan.model import Plan
 from policyc.runtime.enforcer import step
+from policyc.runtime.locate import ArmingOptions
 from policyc.runtime.records import Record
 from policyc.runtime.state import State
 from policyc.runtime.steps import (
@@ -122,6 +123,9 @@ ffffffff81008000 B _end
 """
 
 Result = ReplyData | ErrorCode | None
+
+QUIET = ArmingOptions(verify=0.0)
+"""Nothing is read that an event or the arming didn't ask for, so that a transcript shows those alone."""
 
 
 def compile_plan(*texts: str, system_map: bytes = SYSTEM_MAP) -> Plan:
@@ -289,6 +293,7 @@ class Conversation:
 
     Attributes:
         peer: the kernel.
+        arming: the operator's options.
         records: what the enforcer wrote down.
         told: what came of inquiries.
         disconnected: why the enforcer closed, if it did.
@@ -296,13 +301,14 @@ class Conversation:
 
     plan: Plan
     peer: ScriptedKernel
+    arming: ArmingOptions = QUIET
     now: float = 100.0
     records: list[Record] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
     disconnected: str | None = None
 
     def __post_init__(self) -> None:
-        self.state = State(self.plan)
+        self.state = State(self.plan, arming=self.arming)
         self.tool = ToolConnection(execute_only=True)
         self._tickets: dict[int, int] = {}
         step(self.state, self.now, Connected())

@@ -1,0 +1,141 @@
+"""Guarded bytes read again on a slow schedule: what changed without an event, no vCPU wrote.
+
+A device, or the VMM itself, writes to guest memory without asking, and some kernels miss events that they should send.
+Only bytes that nobody may write are looked at: where an exception, a condition or an `allow` lets somebody write, a
+change says nothing. The first look is the measure, taken while the pages are guarded already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from policyc.addresses import PAGE_SIZE, Gfn, frame_start
+from policyc.catalog import Access, EffectKind
+from policyc.kvmi import ReadPhysical, ReadPhysicalReply
+from policyc.plan.places import Base
+from policyc.plan.verdicts import Group, VerdictTable
+from policyc.runtime.bound import BoundPlan
+from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError, ask_all
+from policyc.runtime.records import StateRecord
+
+__all__ = ["Verification", "guarded_for_good"]
+
+BATCH = 32
+"""Pages read at a time: 128 KiB, so that an event's reply never waits for long."""
+
+BATCH_PAUSE = 0.02
+"""Seconds between two batches: at most 6 MiB of guest memory a second."""
+
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedPage:
+    """What is looked at of one frame.
+
+    Attributes:
+        spans: half-open byte ranges within the page, ascending.
+        rules: indices of the rules that guard them.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+    rules: tuple[int, ...]
+
+
+class Verification:
+    """The schedule for one armed guest.
+
+    Args:
+        every: seconds from the end of one look to the next.
+        degraded: called when a change was found, before its record is written.
+    """
+
+    def __init__(self, bound: BoundPlan, every: float, degraded: Callable[[], str]) -> None:
+        self._table = bound.table
+        self._pages = guarded_for_good(bound.table)
+        self._every = every
+        self._degraded = degraded
+        self._digests: dict[Gfn, bytes | None] = {}
+
+    def run(self, wanted: Callable[[], bool]) -> Procedure[None]:
+        """Look again and again, for as long as `wanted` says."""
+        while self._pages and wanted():
+            for gfns in _batches(sorted(self._pages)):
+                try:
+                    records = yield from self._look(gfns)
+                except TimedOutError:
+                    records = []
+                if not wanted():
+                    return
+                for record in records:
+                    yield Emit(record)
+                yield Sleep(BATCH_PAUSE)
+            yield Sleep(self._every)
+
+    def _look(self, gfns: Sequence[Gfn]) -> Procedure[list[StateRecord]]:
+        results = yield from ask_all(ReadPhysical(frame_start(gfn), PAGE_SIZE) for gfn in gfns)
+        found: list[StateRecord] = []
+        for gfn, result in zip(gfns, results, strict=True):
+            content = result.data if isinstance(result, ReadPhysicalReply) else None
+            digest = None if content is None else _digest(content, self._pages[gfn].spans)
+            if self._digests.setdefault(gfn, digest) != digest:
+                self._digests[gfn] = digest
+                found.append(self._changed(gfn, readable=digest is not None))
+        return found
+
+    def _changed(self, gfn: Gfn, *, readable: bool) -> StateRecord:
+        page = self._pages[gfn]
+        start = frame_start(gfn)
+        first, last = page.spans[0][0], page.spans[-1][1]
+        what = "changed without an event" if readable else "can't be read any more"
+        return StateRecord(
+            self._degraded(),
+            f"guarded bytes in [{start + first:#x}, {start + last:#x}) {what}",
+            "critical",
+            {"gpa": hex(start + first), "rules": [self._table.rules[index].id for index in page.rules]},
+        )
+
+
+def guarded_for_good(table: VerdictTable) -> Mapping[Gfn, GuardedPage]:
+    """Every frame with bytes that nobody may write, whoever it is and whatever else holds."""
+    closed = {number: rules for number, cell in enumerate(table.cells) if (rules := _closed(table, cell))}
+    spans: dict[Gfn, list[tuple[int, int]]] = {}
+    rules_on: dict[Gfn, set[int]] = {}
+    space = table.spaces[Base.PHYSICAL]
+    for start, end, number in zip(space.starts, space.ends, space.cells, strict=True):
+        if number not in closed:
+            continue
+        for at in range(start - start % PAGE_SIZE, end, PAGE_SIZE):
+            gfn = Gfn(at // PAGE_SIZE)
+            spans.setdefault(gfn, []).append((max(start, at) - at, min(end, at + PAGE_SIZE) - at))
+            rules_on.setdefault(gfn, set()).update(closed[number])
+    return {gfn: GuardedPage(tuple(spans[gfn]), tuple(sorted(rules_on[gfn]))) for gfn in spans}
+
+
+def _closed(table: VerdictTable, cell: Sequence[Group]) -> tuple[int, ...]:
+    """The rules that keep everybody from writing here; none where somebody may."""
+    found: list[int] = []
+    for group in cell:
+        rules = {index: table.rules[index] for index in group if table.rules[index].access & Access.W}
+        if any(rule.effect.kind is EffectKind.ALLOW for rule in rules.values()):
+            continue
+        found += [
+            index
+            for index, rule in rules.items()
+            if rule.enforce and rule.unconditional and rule.effect.kind >= EffectKind.SKIP
+        ]
+    return tuple(found)
+
+
+def _digest(content: bytes, spans: Sequence[tuple[int, int]]) -> bytes:
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for start, end in spans:
+        digest.update(content[start:end])
+    return digest.digest()
+
+
+def _batches(gfns: Sequence[Gfn]) -> Iterator[Sequence[Gfn]]:
+    for first in range(0, len(gfns), BATCH):
+        yield gfns[first : first + BATCH]
