@@ -156,6 +156,7 @@ CODES: Final = _table(
     Code("P417", _N, "size inferred", "A size is the distance to the next symbol, since the profile has none."),
     Code("P418", _N, "rights widened", "The hardware can't hold exactly these rights, so more is denied."),
     Code("P419", _W, "event not reported", "On the hosts that the plan is for, the event doesn't come."),
+    Code("P420", _W, "denial can be lifted", "The guest can map the address elsewhere, and the old frame is let go."),
     Code("P502", _E, "rights that hardware lacks", "No page can be given the rights that the rule needs."),
     Code("P503", _E, "foreign code on guarded pages", "Pages that may not be executed hold other code too."),
     Code("P504", _E, "plan too large", "The policies come to more than a plan may hold."),

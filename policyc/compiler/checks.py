@@ -17,6 +17,7 @@ from policyc.compiler.futile import conditions_decide
 from policyc.compiler.legality import (
     code_can_run_there,
     code_causes_event,
+    denial_cant_be_lifted,
     effect_fits_event,
     event_exists_in_target,
     field_exists_in_target,
@@ -41,6 +42,7 @@ CHECKS: tuple[Check, ...] = (
     host_reports_event,
     code_causes_event,
     code_can_run_there,
+    denial_cant_be_lifted,
     overriding_is_enforced,
     conditions_decide,
     excepted_code_is_one,

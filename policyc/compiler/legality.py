@@ -35,6 +35,7 @@ from policyc.plan.places import Absolute, Base, DescriptorTable
 __all__ = [
     "code_can_run_there",
     "code_causes_event",
+    "denial_cant_be_lifted",
     "effect_fits_event",
     "event_exists_in_target",
     "field_exists_in_target",
@@ -121,6 +122,22 @@ def host_reports_event(policies: Policies, options: CheckOptions) -> Iterator[Di
         limit = limits.get(EVENTS[rule.event.key.word].kvmi) if rule.event is not None else None
         if rule.event is not None and limit is not None:
             yield Diagnostic("P419", f"on {limit.cpu.upper()} hosts, {limit.fact}", rule.event.span, limit.help)
+
+
+def denial_cant_be_lifted(policies: Policies, options: CheckOptions) -> Iterator[Diagnostic]:
+    """What an address of the guest leads to is up to its page tables, but for the kernel's own image."""
+    for rule in rules_of(policies):
+        if not rule.enforce or rule.effect.kind < EffectKind.SKIP:
+            continue
+        for place in rule.places:
+            absolute = place.place
+            if isinstance(absolute, Absolute) and absolute.extent.base is Base.VIRTUAL:
+                yield Diagnostic(
+                    "P420",
+                    f"whoever changes the guest's page tables can take `{place.span.text}` away from the rule",
+                    place.span,
+                    "name a section or a symbol of the kernel, or frames by `physical`, if that is what is meant",
+                )
 
 
 def code_causes_event(policies: Policies, options: CheckOptions) -> Iterator[Diagnostic]:

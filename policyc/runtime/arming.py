@@ -62,11 +62,12 @@ class Armed:
     """The guest is guarded.
 
     Attributes:
+        binding: the plan in this guest's memory, and what that rests on.
         overlong_stop: its vCPUs stood still for longer than they should have.
         limits: what the plan needs and this host doesn't report.
     """
 
-    bound: BoundPlan
+    binding: Binding
     vcpus: int
     overlong_stop: bool = False
     limits: tuple[HostLimit, ...] = ()
@@ -142,7 +143,7 @@ def _stop_and_restrict(
     if late and not last:
         return None
     refusal = yield from _restrict(current.plan, needs_of(plan))
-    return refusal or Armed(current.plan, len(vcpus), overlong_stop=late)
+    return refusal or Armed(current, len(vcpus), overlong_stop=late)
 
 
 def vcpu_count() -> Procedure[int | None]:

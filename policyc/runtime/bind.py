@@ -7,10 +7,10 @@ hold there and the stricter answer wins: an `allow` never reaches through an ali
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from policyc.addresses import PAGE_SHIFT, Gfn, Gpa, Gva, GvaRange, Range, gfns_of
-from policyc.catalog import Access
+from policyc.catalog import Access, EffectKind
 from policyc.guest.paging import AddressSpace, Translation, Unmapped, Walk, walk
 from policyc.guest.requests import PageReply, PageRequest
 from policyc.plan.model import Plan
@@ -19,12 +19,16 @@ from policyc.plan.places import Base, Extent
 from policyc.plan.sweep import Segment, sweep
 from policyc.plan.tables import code_places, condition_places, events_of, guards_of, segments_of
 from policyc.plan.verdicts import Cell, CodeRanges, Group, Space, VerdictTable
-from policyc.runtime.bound import BoundPlan, CodeFrames, UnboundPlace
+from policyc.runtime.bound import BoundPlan, CodeFrames, FreeableFrames, UnboundPlace
 
-__all__ = ["BindError", "Binding", "Location", "bind"]
+__all__ = ["BindError", "Binding", "Location", "bind", "rebind"]
 
 MAX_FRAMES = 1 << 20
 """Frames that one plan may restrict: 4 GiB of guest memory."""
+
+
+FREEABLE = frozenset({Base.VIRTUAL})
+"""What the guest may map elsewhere as it runs; its kernel's own image stays where it is for the whole boot."""
 
 
 class BindError(Exception):
@@ -49,11 +53,18 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A bound plan, and what it rests on, to be compared again before it is armed: page walk and registers."""
+    """A bound plan, and what it rests on, to be compared again before it is armed: page walk and registers.
+
+    Attributes:
+        cpu: whose page rights count.
+        moved: numbers of the pieces that the guest has mapped elsewhere since the plan was armed.
+    """
 
     plan: BoundPlan
     walk: Walk
     location: Location
+    cpu: str
+    moved: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +96,65 @@ def bind(
     copies = [_slid(plan, location, extent) for extent in plan.guest.copy_routines]
     code_spans = [span for spans in trusted.values() for span in spans] + copies
     found = yield from walk(location.space, [*(piece.span for piece in pieces), *code_spans])
-
-    unbound = [
-        UnboundPlace(_name(plan, piece), hole.gva_range.start, hole.gva_range.end, hole.reason.value)
-        for piece, parts in zip(pieces, found.ranges[: len(pieces)], strict=True)
-        for hole in parts
-        if isinstance(hole, Unmapped)
-    ]
+    unbound = _unbound(plan, pieces, found)
     if unbound and not skip_unmapped:
         first = unbound[0]
         raise BindError(
             f"`{first.place}` can't be guarded whole: [{first.gva_start:#x}, {first.gva_end:#x}) is {first.reason}"
             + (f", and {len(unbound) - 1} more ranges" if len(unbound) > 1 else "")
         )
+    return Binding(_bound(plan, location, pieces, found, cpu), found, location, cpu)
+
+
+def rebind(plan: Plan, before: Binding) -> Generator[PageRequest, PageReply, Binding]:
+    """Translate again what the guest may have mapped elsewhere; frames of its kernel stay what they were.
+
+    What has moved is guarded where it is now, and no `allow` goes with it: whoever mapped the new frames may be the
+    attacker. Bytes that lead nowhere any more are left out.
+
+    Raises:
+        BindError, WalkLimitError: as for `bind`.
+    """
+    pieces = list(_pieces(plan, before.location))
+    freeable = [number for number, piece in enumerate(pieces) if piece.base in FREEABLE]
+    again = yield from walk(before.location.space, [pieces[number].span for number in freeable])
+    ranges = list(before.walk.ranges)
+    moved = set(before.moved)
+    for number, parts in zip(freeable, again.ranges, strict=True):
+        if _frames_of(parts) != _frames_of(ranges[number]):
+            moved.add(number)
+            ranges[number] = parts
+    for number in moved:
+        pieces[number] = _without_holes(plan, pieces[number])
+        ranges[number] = ranges[number] if pieces[number].rules else ()
+    found = replace(before.walk, ranges=tuple(ranges))
+    # Trusted code is where it was when the plan was armed, or it isn't trusted.
+    bound = replace(_bound(plan, before.location, pieces, found, before.cpu), code=before.plan.code)
+    return Binding(bound, found, before.location, before.cpu, frozenset(moved))
+
+
+def _without_holes(plan: Plan, piece: _Piece) -> _Piece:
+    rules = tuple(index for index in piece.rules if plan.rules[index].effect.kind is not EffectKind.ALLOW)
+    return replace(piece, rules=rules)
+
+
+def _frames_of(parts: Sequence[Translation | Unmapped]) -> list[tuple[Gva, Gva, Gpa]]:
+    return [(p.gva_range.start, p.gva_range.end, p.gpa_start) for p in parts if isinstance(p, Translation)]
+
+
+def _unbound(plan: Plan, pieces: Sequence[_Piece], found: Walk) -> tuple[UnboundPlace, ...]:
+    """Bytes that lead nowhere."""
+    return tuple(
+        UnboundPlace(_name(plan, piece), hole.gva_range.start, hole.gva_range.end, hole.reason.value)
+        for piece, parts in zip(pieces, found.ranges[: len(pieces)], strict=True)
+        for hole in parts
+        if isinstance(hole, Unmapped)
+    )
+
+
+def _bound(plan: Plan, location: Location, pieces: Sequence[_Piece], found: Walk, cpu: str) -> BoundPlan:
+    """The plan over the frames that were found."""
+    copies = [_slid(plan, location, extent) for extent in plan.guest.copy_routines]
     code = {
         place: _addresses(plan, location, place) for place in code_places(plan.rules) | condition_places(plan.rules)
     }
@@ -108,8 +165,14 @@ def bind(
         for part in parts
         if isinstance(part, Translation)
     ]
-    bound = BoundPlan(table, rights, CodeFrames(runs), location.slide, tuple(unbound), notes)
-    return Binding(bound, found, location)
+    freeable = FreeableFrames(
+        run
+        for piece, parts in zip(pieces, found.ranges[: len(pieces)], strict=True)
+        if piece.base in FREEABLE
+        for run in _frames_of(parts)
+    )
+    unbound = _unbound(plan, pieces, found)
+    return BoundPlan(table, rights, CodeFrames(runs), location.slide, unbound, notes, freeable)
 
 
 def _pieces(plan: Plan, location: Location) -> Iterable[_Piece]:

@@ -7,10 +7,10 @@ depend on who makes the access.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from policyc.addresses import PAGE_SIZE, Gfn, Gpa, Gva
+from policyc.addresses import PAGE_SIZE, Gfn, Gpa, Gva, gfn_of
 from policyc.catalog import Access, EffectKind
 from policyc.plan.places import Base
 from policyc.plan.verdicts import (
@@ -25,7 +25,7 @@ from policyc.plan.verdicts import (
     decide,
 )
 
-__all__ = ["UNBOUND", "BoundPlan", "CodeFrames", "UnboundPlace"]
+__all__ = ["UNBOUND", "BoundPlan", "CodeFrames", "FreeableFrames", "UnboundPlace"]
 
 NOWHERE = Origin(rip=0)
 """Stands in where the verdict doesn't depend on the origin."""
@@ -58,6 +58,31 @@ class CodeFrames:
         return Gpa(self._gpas[index] + address - self._starts[index])
 
 
+class FreeableFrames:
+    """Frames that the guest may use for something else one day, each with the pages that led to it.
+
+    Args:
+        runs: virtual start and end, and the physical byte that the start leads to.
+    """
+
+    __slots__ = ("_pages",)
+
+    def __init__(self, runs: Iterable[tuple[Gva, Gva, Gpa]]) -> None:
+        self._pages: dict[Gfn, tuple[Gva, ...]] = {}
+        for start, end, gpa in runs:
+            first = start & ~(PAGE_SIZE - 1)
+            for page in range(first, end, PAGE_SIZE):
+                gfn = gfn_of(Gpa(gpa - (start - first) + page - first))
+                self._pages[gfn] = (*self._pages.get(gfn, ()), Gva(page))
+
+    def pages_of(self, gfn: Gfn) -> tuple[Gva, ...]:
+        """The pages that led to a frame when the plan was bound; none if it can't be freed."""
+        return self._pages.get(gfn, ())
+
+
+NOTHING_FREEABLE = FreeableFrames(())
+
+
 @dataclass(frozen=True, slots=True)
 class UnboundPlace:
     """Bytes of a place that lead nowhere in this guest, and why."""
@@ -79,6 +104,7 @@ class BoundPlan:
         slide: what binding added to the profile's addresses.
         unbound: bytes that aren't mapped in this guest.
         notes: what was widened, in sentences.
+        freeable: the frames that the guest may come to use for something else.
     """
 
     table: VerdictTable
@@ -87,6 +113,7 @@ class BoundPlan:
     slide: int
     unbound: tuple[UnboundPlace, ...] = ()
     notes: tuple[str, ...] = ()
+    freeable: FreeableFrames = NOTHING_FREEABLE
     _fixed: dict[tuple[int, int], Verdict | None] = field(default_factory=dict)
 
     def fixed_verdict(self, access: int, gpa: int) -> Verdict | None:

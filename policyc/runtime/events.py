@@ -22,6 +22,7 @@ from policyc.runtime.event_keys import key_of
 from policyc.runtime.facts import Examination
 from policyc.runtime.life import on_leave, start
 from policyc.runtime.mechanisms import MECHANISMS, keep_old_value
+from policyc.runtime.moved import has_moved
 from policyc.runtime.msr_watch import MsrWatch
 from policyc.runtime.procedure import Answer, Emit, Procedure, TimedOutError
 from policyc.runtime.records import StateRecord, VerdictRecord
@@ -84,6 +85,9 @@ def _judge(state: State, event: Event, now: float) -> Procedure[None]:
     case = Examination(event, state.bound)
     try:
         verdict = yield from case.verdict()
+        if (yield from has_moved(state, event, verdict)):
+            case = Examination(event, state.bound)
+            verdict = yield from case.verdict()
         if state.monitor:
             verdict = replace(verdict, effect=None)
         effect = verdict.effect or LET_PASS

@@ -19,7 +19,7 @@ from policyc.kvmi import (
     TranslateGva,
 )
 from policyc.runtime.arming import Armed, arm, disarm, vcpu_count
-from policyc.runtime.bound import UNBOUND, BoundPlan
+from policyc.runtime.bound import BoundPlan
 from policyc.runtime.locate import Refusal
 from policyc.runtime.msr_watch import MsrWatch
 from policyc.runtime.needs import needs_of
@@ -94,28 +94,28 @@ def _armed(state: State, result: Armed | Refusal, now: float, out: list[Output])
         enter(state, Phase.REFUSED, result.fact, out, "critical", details=list(result.details))
         out.append(Disconnect(result.fact))
         return
-    state.bound = result.bound
+    state.put_in_force(result.binding)
     if state.dialect is not None and EventKind.CREATE_VCPU not in state.dialect.events:
         start(state, _watch_vcpus(state, result.vcpus), now, out)
     enter(
         state,
         Phase.DEGRADED if result.overlong_stop or result.limits else Phase.ARMED,
-        f"{len(result.bound.rights)} pages guarded on {result.vcpus} vCPU{'s' if result.vcpus > 1 else ''}",
+        f"{len(state.bound.rights)} pages guarded on {result.vcpus} vCPU{'s' if result.vcpus > 1 else ''}",
         out,
-        slide=hex(result.bound.slide),
-        pages=len(result.bound.rights),
+        slide=hex(state.bound.slide),
+        pages=len(state.bound.rights),
         vcpus=result.vcpus,
         stopped_ms=round(state.scheduler.longest_stop * 1000, 3),
-        unmapped=[f"{p.place} [{p.gva_start:#x}, {p.gva_end:#x}): {p.reason}" for p in result.bound.unbound],
-        notes=[*result.bound.notes, *(f"on {one.cpu.upper()} hosts, {one.fact}: {one.help}" for one in result.limits)],
+        unmapped=[f"{p.place} [{p.gva_start:#x}, {p.gva_end:#x}): {p.reason}" for p in state.bound.unbound],
+        notes=[*state.bound.notes, *(f"on {one.cpu.upper()} hosts, {one.fact}: {one.help}" for one in result.limits)],
     )
     if any(limit.kvmi == EventKind.MSR.name for limit in result.limits):
-        watch = state.msr_watch = MsrWatch(result.bound, needs_of(state.plan).msrs, lambda: state.phase.value)
+        watch = state.msr_watch = MsrWatch(state.bound, needs_of(state.plan).msrs, lambda: state.phase.value)
         start(state, watch.run(partial(_msrs_are_unreported, state, watch)), now, out)
     # Under the ceiling everybody may write.
     if state.arming.verify and not state.monitor:
-        verification = Verification(result.bound, state.arming.verify, partial(_degrade, state))
-        start(state, verification.run(partial(_is_in_force, state, result.bound)), now, out)
+        verification = Verification(partial(_guarded, state), state.arming.verify, partial(_degrade, state))
+        start(state, verification.run(), now, out)
 
 
 def _degrade(state: State) -> str:
@@ -123,8 +123,8 @@ def _degrade(state: State) -> str:
     return state.phase.value
 
 
-def _is_in_force(state: State, bound: BoundPlan) -> bool:
-    return state.bound is bound and state.phase in GUARDING
+def _guarded(state: State) -> BoundPlan | None:
+    return state.bound if state.phase in GUARDING else None
 
 
 def _msrs_are_unreported(state: State, watch: MsrWatch) -> bool:
@@ -198,7 +198,7 @@ def on_lost(state: State, now: float, lost: Lost, out: list[Output]) -> None:
     protected = state.phase in GUARDING
     state.scheduler.cancel()
     state.scheduler.held.clear()
-    state.bound = UNBOUND
+    state.put_in_force(None)
     state.msr_watch = None
     state.phase_deadline = None
     if state.phase not in (Phase.REFUSED, Phase.UNHOOKING):

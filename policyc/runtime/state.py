@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf
 
+from policyc.addresses import Gfn
 from policyc.kvmi import (
     Dialect,
     Hello,
 )
 from policyc.plan.model import Plan
+from policyc.runtime.bind import Binding
 from policyc.runtime.bound import UNBOUND, BoundPlan
 from policyc.runtime.locate import ArmingOptions, Refusal
 from policyc.runtime.msr_watch import MsrWatch
@@ -66,12 +69,15 @@ class State:
         plan: what is to be enforced.
         monitor: a ceiling: every event is let through, whatever the plan says; records say what would have been done.
         phase: how far enforcement has come.
-        bound: the plan in this guest's memory; one without rules until it is armed.
+        binding: the plan in this guest's memory, and what that rests on; None until it is armed.
+        bound: what the reply loop looks at; a plan without rules until it is armed.
         hello: how the VMM introduced the guest.
         dialect: what the kernel speaks.
         outcome: why the guest was refused, if it was.
         left: whether the restrictions have been lifted, so that nothing but open events keeps us here.
         msr_watch: compares MSRs where the kernel reports no write to them.
+        looked_at: when it was last made sure that a frame that the guest may free is still what was bound.
+        rebound_at: when what the guest had moved was last followed.
         thinner: leaves out records of rules that have `at most`.
     """
 
@@ -79,6 +85,7 @@ class State:
     arming: ArmingOptions = field(default_factory=ArmingOptions)
     monitor: bool = False
     phase: Phase = Phase.HANDSHAKE
+    binding: Binding | None = None
     bound: BoundPlan = UNBOUND
     hello: Hello | None = None
     dialect: Dialect | None = None
@@ -87,11 +94,19 @@ class State:
     counters: Counters = field(default_factory=Counters)
     thinner: Thinner = field(init=False)
     msr_watch: MsrWatch | None = None
+    looked_at: dict[Gfn, float] = field(default_factory=dict)
+    rebound_at: float = -inf
     scheduler: Scheduler = field(default_factory=Scheduler)
     phase_deadline: float | None = None
 
     def __post_init__(self) -> None:
         self.thinner = Thinner(self.plan.rules)
+
+    def put_in_force(self, binding: Binding | None) -> None:
+        """Judge events by this binding from now on; None is no plan at all."""
+        self.binding = binding
+        self.bound = UNBOUND if binding is None else binding.plan
+        self.looked_at.clear()
 
     @property
     def deadline(self) -> float | None:

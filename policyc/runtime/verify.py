@@ -37,42 +37,55 @@ class GuardedPage:
 
     Attributes:
         spans: half-open byte ranges within the page, ascending.
-        rules: indices of the rules that guard them.
+        rules: ids of the rules that guard them.
     """
 
     spans: tuple[tuple[int, int], ...]
-    rules: tuple[int, ...]
+    rules: tuple[str, ...]
 
 
 class Verification:
     """The schedule for one armed guest.
 
     Args:
+        guarded: what is in force now; None when it no longer is.
         every: seconds from the end of one look to the next.
-        degraded: called when a change was found, before its record is written.
+        degraded: called when a change was found, before its record is written; says what the state is called then.
     """
 
-    def __init__(self, bound: BoundPlan, every: float, degraded: Callable[[], str]) -> None:
-        self._table = bound.table
-        self._pages = guarded_for_good(bound.table)
+    def __init__(self, guarded: Callable[[], BoundPlan | None], every: float, degraded: Callable[[], str]) -> None:
+        self._guarded = guarded
         self._every = every
         self._degraded = degraded
+        self._bound: BoundPlan | None = None
+        self._pages: Mapping[Gfn, GuardedPage] = {}
         self._digests: dict[Gfn, bytes | None] = {}
 
-    def run(self, wanted: Callable[[], bool]) -> Procedure[None]:
-        """Look again and again, for as long as `wanted` says."""
-        while self._pages and wanted():
+    def run(self) -> Procedure[None]:
+        """Look again and again, for as long as something is guarded."""
+        while self._keep_up():
             for gfns in _batches(sorted(self._pages)):
                 try:
                     records = yield from self._look(gfns)
                 except TimedOutError:
                     records = []
-                if not wanted():
-                    return
+                if self._guarded() is not self._bound:
+                    break
                 for record in records:
                     yield Emit(record)
                 yield Sleep(BATCH_PAUSE)
-            yield Sleep(self._every)
+            else:
+                yield Sleep(self._every)
+
+    def _keep_up(self) -> bool:
+        """Turn to what is in force now; what is guarded as before keeps its measure."""
+        bound = self._guarded()
+        if bound is not None and bound is not self._bound:
+            before = self._pages
+            self._bound, self._pages = bound, guarded_for_good(bound)
+            kept = {gfn for gfn, page in self._pages.items() if before.get(gfn) == page}
+            self._digests = {gfn: digest for gfn, digest in self._digests.items() if gfn in kept}
+        return bound is not None
 
     def _look(self, gfns: Sequence[Gfn]) -> Procedure[list[StateRecord]]:
         results = yield from ask_all(ReadPhysical(frame_start(gfn), PAGE_SIZE) for gfn in gfns)
@@ -94,12 +107,13 @@ class Verification:
             self._degraded(),
             f"guarded bytes in [{start + first:#x}, {start + last:#x}) {what}",
             "critical",
-            {"gpa": hex(start + first), "rules": [self._table.rules[index].id for index in page.rules]},
+            {"gpa": hex(start + first), "rules": list(page.rules)},
         )
 
 
-def guarded_for_good(table: VerdictTable) -> Mapping[Gfn, GuardedPage]:
-    """Every frame with bytes that nobody may write, whoever it is and whatever else holds."""
+def guarded_for_good(bound: BoundPlan) -> Mapping[Gfn, GuardedPage]:
+    """Every frame with bytes that nobody may write, whoever it is and whatever else holds; none that may be freed."""
+    table = bound.table
     closed = {number: rules for number, cell in enumerate(table.cells) if (rules := _closed(table, cell))}
     spans: dict[Gfn, list[tuple[int, int]]] = {}
     rules_on: dict[Gfn, set[int]] = {}
@@ -109,9 +123,12 @@ def guarded_for_good(table: VerdictTable) -> Mapping[Gfn, GuardedPage]:
             continue
         for at in range(start - start % PAGE_SIZE, end, PAGE_SIZE):
             gfn = Gfn(at // PAGE_SIZE)
+            if bound.freeable.pages_of(gfn):
+                continue
             spans.setdefault(gfn, []).append((max(start, at) - at, min(end, at + PAGE_SIZE) - at))
             rules_on.setdefault(gfn, set()).update(closed[number])
-    return {gfn: GuardedPage(tuple(spans[gfn]), tuple(sorted(rules_on[gfn]))) for gfn in spans}
+    ids = [rule.id for rule in table.rules]
+    return {gfn: GuardedPage(tuple(spans[gfn]), tuple(ids[n] for n in sorted(rules_on[gfn]))) for gfn in spans}
 
 
 def _closed(table: VerdictTable, cell: Sequence[Group]) -> tuple[int, ...]:

@@ -571,6 +571,22 @@ def test_host__that_doesnt_report_the_event_is_named(text: str, target: str, cpu
     assert [message for code, _, message in said(result) if code == "P419"] == found
 
 
+@pytest.mark.parametrize(
+    ("text", "underlined"),
+    [
+        ("deny write to virtual 0xffffffffc0401000 size 4K", ["virtual 0xffffffffc0401000 size 4K"]),
+        ("deny write to kernel:schedule, virtual 0x1000 size 8", ["virtual 0x1000 size 8"]),
+        ("deny write to virtual 0x1000 size 8 mode monitor", []),
+        ("log write to virtual 0x1000 size 8", []),
+        ("deny write to physical 0x1000 size 8", []),
+        ("deny write to kernel:quiet_page", []),
+    ],
+)
+def test_denial__at_an_address_that_the_guest_can_map_elsewhere(text: str, underlined: list[str]) -> None:
+    result = compiled(text, options=CheckOptions(accept_hot_pages=True))
+    assert [text for code, text, _ in said(result) if code == "P420"] == underlined
+
+
 def test_rights__of_several_rules_on_one_page_are_looked_at_together() -> None:
     """Neither rule alone leaves an execute-only page: a page is what all rules on it need."""
     result = compiled("log read, execute to kernel:schedule log read, write to kernel:schedule + 8 size 8")

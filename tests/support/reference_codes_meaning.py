@@ -311,6 +311,12 @@ JUDGEMENT_EXAMPLES = (
         wrong_options="--cpu amd --target kvmi-v12",
     ),
     CodeExample(
+        "P420",
+        "Name what is meant where it can't be moved. Else the audit log says when the guest has moved it.",
+        "deny write to virtual 0xffffffffc0401000 size 4K\n",
+        "deny write to kernel .text\n",
+    ),
+    CodeExample(
         "P502",
         "Deny `execute` too, leave `read` out, or compile with `--cpu intel` where every host has execute-only pages.",
         "deny read, write to kernel .text\n",

@@ -1,0 +1,105 @@
+"""Frames that the guest may free, such as a module's: before a denial takes effect there, where they are used now.
+
+An address that is guarded may come to lead elsewhere, and its old frame be given to somebody who has every right to
+write it. So the kernel's page tables are walked again, at most once a frame and second; what has moved is guarded where
+it is now, the old frames are released, and a critical record says so: whoever can change page tables can lift such a
+rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from policyc.addresses import PAGE_SIZE, Gfn, Gva, Range, gfn_of
+from policyc.catalog import Access, EffectKind
+from policyc.guest.errors import WalkLimitError
+from policyc.guest.paging import Translation, walk
+from policyc.kvmi import Event, EventKind, PageAccess, PageRun, Refused, SetPageAccess, set_pages
+from policyc.plan.verdicts import Verdict
+from policyc.runtime.bind import BindError, Binding, rebind
+from policyc.runtime.procedure import Emit, Procedure, ask_all, read_pages, time_now
+from policyc.runtime.records import StateRecord
+from policyc.runtime.state import Phase, State
+
+__all__ = ["LOOK_PAUSE", "has_moved"]
+
+LOOK_PAUSE = 1.0
+"""Seconds between two walks for one frame, and between two bindings: in between, what was bound counts."""
+
+ALL = Access.R | Access.W | Access.X
+
+
+def has_moved(state: State, event: Event, verdict: Verdict) -> Procedure[bool]:
+    """Whether what is denied at an event's frame is guarded elsewhere now, so that it has to be judged anew."""
+    binding = state.binding
+    if binding is None or event.kind is not EventKind.PF:
+        return False
+    if verdict.effect is None or verdict.effect.kind < EffectKind.SKIP:
+        return False
+    gfn = gfn_of(event.gpa)
+    pages = binding.plan.freeable.pages_of(gfn)
+    now = yield from time_now()
+    if not pages or now - state.looked_at.get(gfn, -LOOK_PAUSE) < LOOK_PAUSE:
+        return False
+    state.looked_at[gfn] = now
+    spans = [Range(page, Gva(page + PAGE_SIZE)) for page in pages]
+    found = yield from read_pages(walk(binding.location.space, spans))
+    leads = [part for parts in found.ranges for part in parts if isinstance(part, Translation)]
+    if len(leads) == len(pages) and all(gfn_of(part.gpa_start) == gfn for part in leads):
+        return False
+    if now - state.rebound_at < LOOK_PAUSE:
+        return False
+    state.rebound_at = now
+    return (yield from _follow(state, binding))
+
+
+def _follow(state: State, before: Binding) -> Procedure[bool]:
+    """Guard what has moved where it is now: first more, then the new table, then less."""
+    try:
+        after = yield from read_pages(rebind(state.plan, before))
+    except (BindError, WalkLimitError) as error:
+        state.phase = Phase.DEGRADED
+        yield Emit(StateRecord(state.phase.value, f"what the guest has moved can't be followed: {error}", "critical"))
+        return False
+    old, new = before.plan.rights, after.plan.rights
+    changed = sorted(gfn for gfn in {*old, *new} if _of(old, gfn) != _of(new, gfn))
+    refused = yield from _set({gfn: _of(old, gfn) & _of(new, gfn) for gfn in changed})
+    if state.binding is not before:
+        return True
+    state.put_in_force(after)
+    refused += yield from _set({gfn: _of(new, gfn) for gfn in changed})
+    if refused:
+        state.phase = Phase.DEGRADED
+    released = [gfn for gfn in changed if gfn not in new]
+    yield Emit(
+        StateRecord(
+            state.phase.value,
+            "the guest has mapped guarded addresses elsewhere: they are guarded where they are now, and what was there "
+            "before is released",
+            "critical",
+            {
+                "released": [hex(gfn) for gfn in released[:MAX_NAMED]],
+                "guarded": [hex(gfn) for gfn in changed if gfn in new][:MAX_NAMED],
+                "unmapped": [str(place.place) for place in after.plan.unbound[:MAX_NAMED]],
+                "refused": [str(one) for one in refused],
+            },
+        )
+    )
+    return True
+
+
+MAX_NAMED = 32
+"""Frames and places that a record names."""
+
+
+def _of(rights: Mapping[Gfn, Access], gfn: Gfn) -> Access:
+    return rights.get(gfn, ALL)
+
+
+def _set(rights: Mapping[Gfn, Access]) -> Procedure[list[Refused]]:
+    results = yield from ask_all(_commands(rights))
+    return [result for result in results if isinstance(result, Refused)]
+
+
+def _commands(rights: Mapping[Gfn, Access]) -> Iterator[SetPageAccess]:
+    return set_pages(PageRun(gfn, 1, PageAccess(int(allowed))) for gfn, allowed in rights.items())
