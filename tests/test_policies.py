@@ -41,4 +41,9 @@ def test_policies__the_starters_compile_together(profile: Profile) -> None:
     result = compile_policies(sources, profile)
     assert result.diagnostics == ()
     assert result.plan is not None
-    assert [policy.name for policy in result.plan.policies] == ["guest agent", "linux kernel integrity"]
+    assert [policy.name for policy in result.plan.policies] == [
+        "guest agent",
+        "linux cpu state",
+        "linux descriptor tables",
+        "linux kernel integrity",
+    ]

@@ -13,6 +13,7 @@ from enum import Enum
 from policyc.addresses import PAGE_SHIFT, Gfn, Gpa
 from policyc.guest.linux_kernel import KernelSearch, VcpuRegisters
 from policyc.kvmi import Command, CpuMode, ErrorCode, EventKind, Hello, Negotiated, Refused, RemoteProtocolError
+from policyc.runtime.processor import MAKERS
 
 __all__ = [
     "Chart",
@@ -74,12 +75,13 @@ class Cpu:
 
     @property
     def is_intel(self) -> bool:
-        return self.vendor == "GenuineIntel"
+        """Whether it has Intel's virtualization: VMX and EPT."""
+        return MAKERS.get(self.vendor) == "intel"
 
     @property
     def is_amd(self) -> bool:
         """Whether it has AMD's virtualization: SVM and nested page tables."""
-        return self.vendor in ("AuthenticAMD", "HygonGenuine")
+        return MAKERS.get(self.vendor) == "amd"
 
 
 @dataclass(frozen=True, slots=True)
