@@ -21,16 +21,20 @@ ANSWER_TIMEOUT = 30.0
 class GuestProcess:
     """`policyc guest run`, started and spoken to.
 
+    Args:
+        options: further options of the command.
+
     Raises:
         CommandError: from `tell` and `expect`, where the guest ended or said nothing.
     """
 
-    def __init__(self, socket: Path, dialect: str) -> None:
+    def __init__(self, socket: Path, dialect: str, *options: str) -> None:
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "policyc", "guest", "run"),
                 *("--socket", str(socket), "--dialect", dialect, "--slide", "random", "--reconnect", "0.1"),
                 "--json",
+                *options,
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

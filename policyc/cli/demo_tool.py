@@ -11,6 +11,7 @@ from policyc.cli.exit_codes import CommandError, ExitCode
 from policyc.guest.profile import Profile
 from policyc.kvmi import GetInfo, ReadPhysical, ReadPhysicalReply, TranslateGva, TranslateGvaReply
 from policyc.plan.model import Plan
+from policyc.runtime.locate import ArmingOptions
 from policyc.runtime.records import JsonObject
 from policyc.runtime.service import Service, ServiceOptions
 from policyc.runtime.session import Session, SessionEnd
@@ -18,17 +19,23 @@ from policyc.runtime.state import State
 
 __all__ = ["WatchedTool"]
 
+QUIET = ArmingOptions(self_test=False)
+
 RECORD_TIMEOUT = 30.0
 """Seconds to wait for a record that has to come."""
 
 
 class WatchedTool:
-    """`policyc run`, in this process, watched."""
+    """`policyc run`, in this process, watched.
 
-    def __init__(self, plan: Plan, profile: Profile, socket: Path, audit: Path) -> None:
+    Args:
+        arming: by default nothing but what is shown makes the guest send events.
+    """
+
+    def __init__(self, plan: Plan, profile: Profile, socket: Path, audit: Path, arming: ArmingOptions = QUIET) -> None:
         self._profile = profile
         self._records: SimpleQueue[JsonObject] = SimpleQueue()
-        self._service = Service(plan, ServiceOptions(socket, audit, once=True), self._records.put)
+        self._service = Service(plan, ServiceOptions(socket, audit, once=True, arming=arming), self._records.put)
         self._end: SessionEnd | None = None
         self._thread = threading.Thread(target=self._run, name="demo-tool")
         self._slide = 0
@@ -52,6 +59,17 @@ class WatchedTool:
                 return record
             if record.get("state") in ("REFUSED", "LOST"):
                 raise CommandError(ExitCode.TARGET_REFUSED, str(record.get("fact")))
+
+    def wait_for(self, fact: str) -> JsonObject:
+        """The next record about the state that begins so.
+
+        Raises:
+            CommandError: none came in time.
+        """
+        while (record := self._next(RECORD_TIMEOUT)) is not None:
+            if str(record.get("fact", "")).startswith(fact):
+                return record
+        raise CommandError(ExitCode.TARGET_REFUSED, f"nothing was said of `{fact}` in time")
 
     def verdict(self) -> JsonObject | None:
         """The verdict record that has come since the last call, if any; the first, where several have."""

@@ -22,8 +22,8 @@ from policyc.runtime.doctor_case import Case
 from policyc.runtime.doctor_chart import Chart, Stage
 from policyc.runtime.doctor_host import look_at_host
 from policyc.runtime.doctor_place import Place, find_place, survey_site
-from policyc.runtime.doctor_probe import Watch
 from policyc.runtime.doctor_processes import process
+from policyc.runtime.frame_trials import Watch
 from policyc.runtime.records import Record
 from policyc.runtime.session import Session
 from policyc.runtime.transport import Listener, Peer, TransportError

@@ -44,6 +44,12 @@ LINES: Mapping[str, Callable[[Mapping[str, object]], str]] = {"text": record_lin
     metavar="SECONDS",
     help="How often bytes that nobody may write are read again, to find what a device wrote; 0 is never.",
 )
+@click.option(
+    "--self-test/--no-self-test",
+    default=True,
+    show_default=True,
+    help="Whether to see for itself, once armed, that writes to protected frames are reported.",
+)
 @click.option("--once", is_flag=True, help="End when the first guest has gone.")
 @click.option(
     "--format", type=click.Choice([*LINES]), default="text", show_default=True, help="How records are printed."
@@ -56,6 +62,7 @@ def command(
     monitor: bool,
     unmapped: str,
     verify: float,
+    self_test: bool,
     once: bool,
     format: str,
 ) -> ExitCode:
@@ -73,7 +80,7 @@ def command(
         cookie=read_secret(cookie_file) if cookie_file is not None else None,
         monitor=monitor,
         once=once,
-        arming=ArmingOptions(skip_unmapped=unmapped == "skip", verify=verify),
+        arming=ArmingOptions(skip_unmapped=unmapped == "skip", verify=verify, self_test=self_test),
     )
     with RecordPrinter(LINES[format]) as printer:
         service = Service(load_plan(plan), options, printer)

@@ -63,11 +63,13 @@ class Armed:
 
     Attributes:
         binding: the plan in this guest's memory, and what that rests on.
+        found: the kernel that runs there.
         overlong_stop: its vCPUs stood still for longer than they should have.
         limits: what the plan needs and this host doesn't report.
     """
 
     binding: Binding
+    found: KernelFound
     vcpus: int
     overlong_stop: bool = False
     limits: tuple[HostLimit, ...] = ()
@@ -143,7 +145,7 @@ def _stop_and_restrict(
     if late and not last:
         return None
     refusal = yield from _restrict(current.plan, needs_of(plan))
-    return refusal or Armed(current, len(vcpus), overlong_stop=late)
+    return refusal or Armed(current, found, len(vcpus), overlong_stop=late)
 
 
 def vcpu_count() -> Procedure[int | None]:

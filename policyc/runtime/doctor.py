@@ -25,7 +25,7 @@ from policyc.kvmi import (
 )
 from policyc.runtime.doctor_chart import Chart, Stage
 from policyc.runtime.doctor_examine import examine
-from policyc.runtime.doctor_probe import Watch
+from policyc.runtime.frame_trials import Watch
 from policyc.runtime.locate import Refusal
 from policyc.runtime.state import Phase
 from policyc.runtime.steps import (

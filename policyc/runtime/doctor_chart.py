@@ -10,27 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from policyc.addresses import PAGE_SHIFT, Gfn, Gpa
+from policyc.addresses import Gpa
 from policyc.guest.linux_kernel import KernelSearch, VcpuRegisters
 from policyc.kvmi import Command, CpuMode, ErrorCode, EventKind, Hello, Negotiated, Refused, RemoteProtocolError
+from policyc.runtime.frame_trials import ProbeResult
 from policyc.runtime.processor import MAKERS
 
 __all__ = [
     "Chart",
     "Cpu",
-    "FrameOutcome",
-    "FrameTrial",
     "KernelState",
     "Permission",
-    "ProbeResult",
-    "ProbeVerdict",
     "Stage",
     "VcpuFacts",
     "permission_of",
 ]
-
-DEAF_BIT = 1 << 1
-"""The bit of a frame's number on which a deployed kvmi-v7 kernel lets writes pass without an event."""
 
 
 class Stage(Enum):
@@ -95,76 +89,6 @@ class KernelState:
     def is_kernel(self) -> bool:
         """Whether a 64-bit kernel has set up its system calls."""
         return self.registers.lstar != 0
-
-
-class FrameOutcome(Enum):
-    """What became of one frame while it was write-protected."""
-
-    REPORTED = "a write came as an event"
-    SILENT = "its content changed and no event came"
-    UNWRITTEN = "nobody wrote to it"
-    REFUSED = "the kernel didn't protect it"
-
-
-@dataclass(frozen=True, slots=True)
-class FrameTrial:
-    """One frame that was write-protected for a moment; `events` are the writes that were reported."""
-
-    gfn: Gfn
-    outcome: FrameOutcome
-    events: int = 0
-
-    @property
-    def gpa(self) -> Gpa:
-        return Gpa(self.gfn << PAGE_SHIFT)
-
-    @property
-    def has_deaf_bit(self) -> bool:
-        """Whether its number has bit 1 set."""
-        return bool(self.gfn & DEAF_BIT)
-
-
-class ProbeVerdict(Enum):
-    """What the write test showed: events came, came on frames without bit 1, didn't on those with it, or not at all.
-
-    UNPROVEN: nobody wrote.
-    """
-
-    REPORTED = "reported"
-    PARTLY = "partly"
-    DEAF = "deaf"
-    SILENT = "silent"
-    UNPROVEN = "unproven"
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """What was tried, and why no more was, where it wasn't.
-
-    Attributes:
-        reason: why there is no evidence; None where there is some.
-        unrestored: what the kernel refused when things were put back; the end of the connection puts them back anyway.
-    """
-
-    trials: tuple[FrameTrial, ...] = ()
-    reason: str | None = None
-    unrestored: tuple[str, ...] = ()
-
-    @property
-    def verdict(self) -> ProbeVerdict:
-        """The conclusion: silence counts only where no other frame of the same kind was reported.
-
-        A device or the hypervisor itself may write to a frame, and that raises no event on any kernel.
-        """
-        heard = {trial.has_deaf_bit for trial in self.trials if trial.outcome is FrameOutcome.REPORTED}
-        silent = {trial.has_deaf_bit for trial in self.trials if trial.outcome is FrameOutcome.SILENT} - heard
-        if False in silent:
-            return ProbeVerdict.SILENT
-        if True in silent:
-            return ProbeVerdict.DEAF
-        if True in heard:
-            return ProbeVerdict.REPORTED
-        return ProbeVerdict.PARTLY if heard else ProbeVerdict.UNPROVEN
 
 
 @dataclass(slots=True)

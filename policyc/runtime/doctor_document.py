@@ -8,13 +8,14 @@ from uuid import UUID
 
 from policyc.guest.linux_kernel import KernelFound, KernelNotReady
 from policyc.runtime.doctor_case import Case, Finding
-from policyc.runtime.doctor_chart import Chart, ProbeResult
+from policyc.runtime.doctor_chart import Chart
 from policyc.runtime.doctor_host import Host
 from policyc.runtime.doctor_invitation import libvirt_lines, qemu_arguments
 from policyc.runtime.doctor_losses import command_name, event_name
 from policyc.runtime.doctor_place import Rights
 from policyc.runtime.doctor_processes import Process
 from policyc.runtime.doctor_report import RECOGNISED_BY, feature_names, rights_held
+from policyc.runtime.frame_trials import ProbeResult
 from policyc.runtime.records import JsonObject
 
 __all__ = ["FORMAT", "VERSION", "document_of"]

@@ -35,7 +35,8 @@ from policyc.kvmi import (
     VcpuGetInfoReply,
 )
 from policyc.runtime.doctor_chart import Chart, Cpu, KernelState, Permission, Stage, VcpuFacts, permission_of
-from policyc.runtime.doctor_probe import Watch, probe, saying
+from policyc.runtime.doctor_probe import probe, saying
+from policyc.runtime.frame_trials import Watch
 from policyc.runtime.needs import PERMISSION_PAUSE, PERMISSION_RETRIES
 from policyc.runtime.procedure import Procedure, Resume, Sleep, TimedOutError, ask, ask_all, read_pages
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from policyc.kvmi import V7
 from policyc.runtime import doctor_guest, doctor_way
 from policyc.runtime.doctor_case import Case, Finding, Level
-from policyc.runtime.doctor_chart import FrameOutcome, ProbeResult, ProbeVerdict
 from policyc.runtime.doctor_rows import Row, apply, each
+from policyc.runtime.frame_trials import FrameOutcome, ProbeResult, ProbeVerdict
 
 __all__ = ["findings_of"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from policyc.addresses import gfn_of
 from policyc.catalog import EVENTS, LEGALITY, Access, Column, EffectKind
 from policyc.kvmi import (
     Action,
@@ -47,6 +48,8 @@ def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
         _look_at_msrs(state, state.msr_watch, event, out)
     if event.kind is EventKind.PF:
         verdict = bound.fixed_verdict(event.access, event.gpa)
+        if state.write_watch is not None and int(event.access) & Access.W:
+            state.write_watch.writes[gfn_of(event.gpa)] += 1
         if verdict is not None and (verdict.effect is None or verdict.effect.kind <= EffectKind.LOG):
             out.append(Reply(event, Action.CONTINUE))
             if verdict.would is not None:

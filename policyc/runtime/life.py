@@ -20,11 +20,13 @@ from policyc.kvmi import (
 )
 from policyc.runtime.arming import Armed, arm, disarm, vcpu_count
 from policyc.runtime.bound import BoundPlan
+from policyc.runtime.frame_trials import Watch
 from policyc.runtime.locate import Refusal
 from policyc.runtime.msr_watch import MsrWatch
 from policyc.runtime.needs import needs_of
 from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError, ask, ask_all
 from policyc.runtime.records import StateRecord
+from policyc.runtime.self_test import self_test
 from policyc.runtime.state import GUARDING, Phase, State, enter
 from policyc.runtime.steps import (
     Answered,
@@ -117,9 +119,31 @@ def _armed(state: State, result: Armed | Refusal, now: float, out: list[Output])
         verification = Verification(partial(_guarded, state), state.arming.verify, partial(_degrade, state))
         start(state, verification.run(), now, out)
 
+    if state.arming.self_test and result.binding.plan.rights:
+        start(state, _test_itself(state, result), now, out)
+
+
+def _test_itself(state: State, armed: Armed) -> Procedure[None]:
+    """Take evidence, counting the writes that are reported meanwhile."""
+    watch = state.write_watch = Watch()
+    end = state.hello.max_gpa if state.hello is not None else None
+    try:
+        yield from self_test(
+            state.plan,
+            armed.binding.plan,
+            armed.found,
+            end,
+            watch,
+            partial(_degrade, state),
+            lambda: state.phase.value,
+        )
+    finally:
+        state.write_watch = None
+
 
 def _degrade(state: State) -> str:
-    state.phase = Phase.DEGRADED
+    if state.phase in GUARDING:
+        state.phase = Phase.DEGRADED
     return state.phase.value
 
 

@@ -8,7 +8,7 @@ from policyc.addresses import ADDRESS_SPACE_END, Gva, GvaRange, Range
 from policyc.guest.landmarks import profile_of_landmarks
 from policyc.guest.linux_boot import BootState
 from policyc.guest.linux_kernel import KernelFound, KernelNotReady, VcpuRegisters, WrongKernel, find_kernel
-from policyc.guest.profile import Identity
+from policyc.guest.profile import Identity, Profile
 from policyc.kvmi import (
     GetRegisters,
     GetRegistersReply,
@@ -19,7 +19,7 @@ from policyc.runtime.bind import Location
 from policyc.runtime.procedure import Emit, Procedure, Sleep, ask, read_pages, time_now
 from policyc.runtime.records import StateRecord
 
-__all__ = ["ArmingOptions", "Refusal", "locate", "location_of"]
+__all__ = ["ArmingOptions", "Refusal", "locate", "location_of", "profile_of"]
 
 LSTAR = 0xC000_0082
 
@@ -33,6 +33,7 @@ class ArmingOptions:
         poll: seconds between two looks at a guest that isn't ready.
         skip_unmapped: guard what is mapped of a place instead of refusing the plan.
         verify: seconds between two looks at guarded bytes that nobody may write; 0 for none.
+        self_test: whether to take evidence, once armed, that writes to protected frames are reported.
         stop_limit: seconds that vCPUs may stand still for arming; over it the guest runs on and arming is tried again.
     """
 
@@ -41,6 +42,7 @@ class ArmingOptions:
     skip_unmapped: bool = False
     stop_limit: float = 0.1
     verify: float = 30.0
+    self_test: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +57,20 @@ class Refusal:
     transient: bool = False
 
 
+def profile_of(plan: Plan) -> Profile:
+    """What the plan knows of its guest's kernel.
+
+    Raises:
+        ProfileError: its landmarks aren't those of a kernel.
+    """
+    facts = plan.guest
+    identity = Identity(facts.build_id, facts.banner)
+    return profile_of_landmarks(facts.landmarks, identity, os=facts.os, arch=facts.arch, digest=facts.profile_digest)
+
+
 def locate(plan: Plan, options: ArmingOptions) -> Procedure[KernelFound | Refusal]:
     """Find the kernel, waiting for it to boot."""
-    facts = plan.guest
-    profile = profile_of_landmarks(
-        facts.landmarks,
-        Identity(facts.build_id, facts.banner),
-        os=facts.os,
-        arch=facts.arch,
-        digest=facts.profile_digest,
-    )
+    profile = profile_of(plan)
     deadline = (yield from time_now()) + options.boot_timeout
     said, unsettled = "", False
     while True:

@@ -14,6 +14,7 @@ from policyc.kvmi import (
 from policyc.plan.model import Plan
 from policyc.runtime.bind import Binding
 from policyc.runtime.bound import UNBOUND, BoundPlan
+from policyc.runtime.frame_trials import Watch
 from policyc.runtime.locate import ArmingOptions, Refusal
 from policyc.runtime.msr_watch import MsrWatch
 from policyc.runtime.records import StateRecord
@@ -76,6 +77,7 @@ class State:
         outcome: why the guest was refused, if it was.
         left: whether the restrictions have been lifted, so that nothing but open events keeps us here.
         msr_watch: compares MSRs where the kernel reports no write to them.
+        write_watch: counts writes to frames that nothing guards, while the self-test runs.
         looked_at: when it was last made sure that a frame that the guest may free is still what was bound.
         rebound_at: when what the guest had moved was last followed.
         thinner: leaves out records of rules that have `at most`.
@@ -94,6 +96,7 @@ class State:
     counters: Counters = field(default_factory=Counters)
     thinner: Thinner = field(init=False)
     msr_watch: MsrWatch | None = None
+    write_watch: Watch | None = None
     looked_at: dict[Gfn, float] = field(default_factory=dict)
     rebound_at: float = -inf
     scheduler: Scheduler = field(default_factory=Scheduler)

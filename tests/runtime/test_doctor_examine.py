@@ -44,7 +44,7 @@ from policyc.kvmi import (
 from policyc.runtime import doctor
 from policyc.runtime.doctor_chart import Cpu, Permission, Stage, VcpuFacts
 from policyc.runtime.doctor_examine import MAX_LISTED_VCPUS
-from policyc.runtime.doctor_probe import Watch
+from policyc.runtime.frame_trials import Watch
 from policyc.runtime.steps import Inquire, Leave
 from tests.support.consultation import Consultation, OldSeries, patient
 from tests.support.doctor_cases import firmware, silence_about

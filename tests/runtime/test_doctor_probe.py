@@ -33,15 +33,16 @@ from policyc.kvmi import (
     SystemRegisters,
     page_entries,
 )
-from policyc.runtime.doctor_chart import (
-    Chart,
+from policyc.runtime.doctor_chart import Chart, Stage
+from policyc.runtime.frame_trials import (
+    LOOK_PAUSE,
+    LOOKS,
+    TRIED_OF_A_KIND,
     FrameOutcome,
     FrameTrial,
     ProbeResult,
     ProbeVerdict,
-    Stage,
 )
-from policyc.runtime.doctor_probe import LOOK_PAUSE, LOOKS, TRIED_OF_A_KIND
 from tests.support.consultation import BIT_CLEAR, BIT_SET, Consultation, Patient, patient
 from tests.support.scripted_kernel import IMAGE_BASE, IMAGE_GPA, SILENCE, SLIDE, SYSTEM_MAP
 

@@ -36,7 +36,7 @@ from policyc.kvmi import Reply as CommandReply
 from policyc.kvmi.handshake import encode_hello
 from policyc.runtime.doctor import Checkup, conclude, step
 from policyc.runtime.doctor_chart import Chart
-from policyc.runtime.doctor_probe import Watch
+from policyc.runtime.frame_trials import Watch
 from policyc.runtime.steps import (
     Answered,
     Connected,

@@ -124,7 +124,7 @@ ffffffff81008000 B _end
 
 Result = ReplyData | ErrorCode | None
 
-QUIET = ArmingOptions(verify=0.0)
+QUIET = ArmingOptions(verify=0.0, self_test=False)
 """Nothing is read that an event or the arming didn't ask for, so that a transcript shows those alone."""
 
 
