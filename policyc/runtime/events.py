@@ -16,14 +16,16 @@ from policyc.kvmi import (
     EventKind,
 )
 from policyc.plan.model import Effect
-from policyc.plan.verdicts import Verdict
+from policyc.plan.verdicts import NoticedEvent, Origin, Verdict, decide
 from policyc.runtime.arming import guard_vcpu
 from policyc.runtime.event_keys import key_of
 from policyc.runtime.facts import Examination
+from policyc.runtime.injection import delivered_by
 from policyc.runtime.life import on_leave, start
 from policyc.runtime.mechanisms import MECHANISMS, keep_old_value
-from policyc.runtime.procedure import Answer, Emit, Procedure, TimedOutError
-from policyc.runtime.records import StateRecord, VerdictRecord
+from policyc.runtime.outcome import Done
+from policyc.runtime.procedure import Answer, Emit, Procedure, TimedOutError, next_event, time_now
+from policyc.runtime.records import StateRecord, VerdictRecord, delivered_json
 from policyc.runtime.state import GUARDING, Phase, State
 from policyc.runtime.steps import (
     Leave,
@@ -36,10 +38,15 @@ __all__ = ["on_event"]
 
 LET_PASS = Effect(EffectKind.LOG)
 
+RETRY_PATIENCE = 1.0
+"""Seconds within which the guest has to try again, or `retry` counts from the beginning the next time."""
+
 
 def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
     """Answer an event: at once where a look-up is enough, else as a procedure."""
     state.counters.events += 1
+    if state.scheduler.awaiting and state.scheduler.offer(event, now, out, judged=event.kind not in _OTHERS):
+        return
     bound = state.bound
     if event.kind is EventKind.PF:
         verdict = bound.fixed_verdict(event.access, event.gpa)
@@ -66,27 +73,60 @@ def _count(state: State, verdict: Verdict) -> None:
 
 
 def _judge_event(state: State, now: float, event: Event, out: list[Output]) -> None:
-    start(state, _judge(state, event, now), now, out)
+    start(state, _judge(state, event), now, out)
 
 
-def _judge(state: State, event: Event, now: float) -> Procedure[None]:
-    case = Examination(event, state.bound)
-    try:
-        verdict = yield from case.verdict()
-        if state.monitor:
-            verdict = replace(verdict, effect=None)
-        effect = verdict.effect or LET_PASS
-        done = yield from MECHANISMS[LEGALITY[effect.kind][_column(event)]](case, effect)
-    except TimedOutError as error:
-        yield from _answer_strictly(case)
-        yield Emit(StateRecord(state.phase.value, f"an event was answered strictly: {error}", "high"))
-        return
+def _judge(state: State, event: Event) -> Procedure[None]:
+    """Decide, carry out, record; as often as the guest tries the same again where `retry` lets it."""
+    retried, column = 0, _column(event)
+    while True:
+        case = Examination(event, state.bound)
+        try:
+            verdict = yield from case.verdict()
+            if state.monitor:
+                verdict = replace(verdict, effect=None)
+            effect = state.aftermath.temper(verdict.effect or LET_PASS, column)
+            if effect.retries <= retried:
+                worth_a_record = yield from _before(state, event, effect, column)
+                done = yield from MECHANISMS[LEGALITY[effect.kind][column]](case, effect)
+                break
+        except TimedOutError as error:
+            yield from _answer_strictly(case)
+            yield Emit(StateRecord(state.phase.value, f"an event was answered strictly: {error}", "high"))
+            return
+        # Whoever lets two events take turns starts the count anew each time, and gains nothing by it: RETRY performs
+        # neither access, so it's a way for the guest to stand still, as a loop is.
+        yield Answer(event, Action.RETRY)
+        retried += 1
+        worth_a_record, done = True, Done("tried again")
+        again = yield from next_event(event.vcpu, _repeats(event), RETRY_PATIENCE)
+        if again is None:
+            break
+        event = again
     _count(state, verdict)
     # Where nothing but an `allow` applies, nothing would ever be done: there is nothing to record.
-    thinned = state.thinner.admit(verdict.rules, now) if verdict.would is not None else None
+    if worth_a_record and verdict.would is not None:
+        yield from _record(state, case, verdict, done, retried)
+
+
+def _before(state: State, event: Event, effect: Effect, column: Column) -> Procedure[bool]:
+    """What has to be noted before an effect is carried out; whether the event is worth a record of its own."""
+    if state.aftermath.first_notice(event.vcpu):
+        fact = f"vCPU {event.vcpu} runs on after CRASH: what would stop the guest is kept from happening from now on"
+        yield Emit(StateRecord(state.phase.value, fact, "critical"))
+    return effect.kind is not EffectKind.CRASH or state.aftermath.note(event.vcpu, column)
+
+
+def _repeats(event: Event) -> Callable[[Event], bool]:
+    """Whether another event of the same vCPU is this one again."""
+    return lambda other: (other.kind, other.rip, other.data) == (event.kind, event.rip, event.data)
+
+
+def _record(state: State, case: Examination, verdict: Verdict, done: Done, retried: int) -> Procedure[None]:
+    thinned = state.thinner.admit(verdict.rules, (yield from time_now()))
     if thinned is not None:
         text = case.instruction.text if case.instruction is not None else None
-        yield Emit(VerdictRecord(event, verdict, done, case.size, text, thinned))
+        yield Emit(VerdictRecord(case.event, verdict, done.text, case.size, text, thinned, retried, done.delivered))
 
 
 def _answer_strictly(case: Examination) -> Procedure[None]:
@@ -113,10 +153,10 @@ def _on_standing_vcpu(state: State, now: float, event: Event, out: list[Output])
 
 def _welcome_vcpu(state: State, now: float, event: Event, out: list[Output]) -> None:
     """A vCPU before its first instruction: give it the plan's events, then let it run."""
-    start(state, _guard(state, event, now), now, out)
+    start(state, _guard(state, event), now, out)
 
 
-def _guard(state: State, event: Event, now: float) -> Procedure[None]:
+def _guard(state: State, event: Event) -> Procedure[None]:
     if state.phase in GUARDING:
         try:
             refused = yield from guard_vcpu(state.plan, event.vcpu)
@@ -127,14 +167,17 @@ def _guard(state: State, event: Event, now: float) -> Procedure[None]:
             state.phase = Phase.DEGRADED
             yield Emit(StateRecord(Phase.DEGRADED.value, fact, "critical"))
     if event.kind is EventKind.CREATE_VCPU:
-        yield from _judge(state, event, now)
+        yield from _judge(state, event)
     else:
         yield Answer(event, Action.CONTINUE)
 
 
 def _on_trap(state: State, now: float, event: Event, out: list[Output]) -> None:
-    """The kernel confirms what it delivered; if that wasn't ours, the access comes back by itself."""
+    """An exception of ours is confirmed to whoever waits for that; this one was delivered on behalf of nobody."""
     out.append(Reply(event, Action.CONTINUE))
+    delivered = delivered_by(event)
+    fact = f"exception {delivered.vector} was delivered to vCPU {event.vcpu}, and nobody waits for that"
+    out.append(Write(StateRecord(state.phase.value, fact, "high", delivered_json(delivered))))
 
 
 def _on_unasked(state: State, now: float, event: Event, out: list[Output]) -> None:
@@ -145,6 +188,15 @@ def _on_unasked(state: State, now: float, event: Event, out: list[Output]) -> No
 
 
 def _on_unhook(state: State, now: float, event: Event, out: list[Output]) -> None:
+    """The VMM waits for us to leave, not for a reply: what rules say of it is recorded."""
+    verdict = decide(state.bound.table, NoticedEvent(key_of(event), Origin(rip=0)))
+    if isinstance(verdict, Verdict) and verdict.would is not None:
+        if state.monitor:
+            verdict = replace(verdict, effect=None)
+        _count(state, verdict)
+        thinned = state.thinner.admit(verdict.rules, now)
+        if thinned is not None:
+            out.append(Write(VerdictRecord(event, verdict, "let go", thinned=thinned)))
     on_leave(state, now, Leave("the VMM asks to be let go"), out)
 
 

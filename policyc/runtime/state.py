@@ -10,6 +10,7 @@ from policyc.kvmi import (
     Hello,
 )
 from policyc.plan.model import Plan
+from policyc.runtime.aftermath import Aftermath
 from policyc.runtime.bound import UNBOUND, BoundPlan
 from policyc.runtime.locate import ArmingOptions, Refusal
 from policyc.runtime.records import StateRecord
@@ -70,6 +71,7 @@ class State:
         dialect: what the kernel speaks.
         outcome: why the guest was refused, if it was.
         left: whether the restrictions have been lifted, so that nothing but open events keeps us here.
+        aftermath: what has been answered CRASH, and what that effect counts as since.
         thinner: leaves out records of rules that have `at most`.
     """
 
@@ -83,6 +85,7 @@ class State:
     outcome: Refusal | None = None
     left: bool = False
     counters: Counters = field(default_factory=Counters)
+    aftermath: Aftermath = field(default_factory=Aftermath)
     thinner: Thinner = field(init=False)
     scheduler: Scheduler = field(default_factory=Scheduler)
     phase_deadline: float | None = None
