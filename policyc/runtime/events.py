@@ -50,7 +50,7 @@ def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
     bound = state.bound
     if event.kind is EventKind.PF:
         verdict = bound.fixed_verdict(event.access, event.gpa)
-        if verdict is not None and (verdict.effect is None or verdict.effect.kind <= EffectKind.LOG):
+        if verdict is not None and (verdict.effect is None or _only_logs(verdict.effect)):
             out.append(Reply(event, Action.CONTINUE))
             if verdict.would is not None:
                 thinned = state.thinner.admit(verdict.rules, now)
@@ -61,11 +61,17 @@ def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
     _OTHERS.get(event.kind, _judge_event)(state, now, event, out)
 
 
+def _only_logs(effect: Effect) -> bool:
+    return effect.kind <= EffectKind.LOG and not effect.retries
+
+
 def _count(state: State, verdict: Verdict) -> None:
     counters = state.counters
-    if verdict.collateral:
+    if not (verdict.rules or verdict.set_aside or verdict.exempted):
+        # As `Verdict.collateral`, which would be a call in the most common case of all.
         counters.collateral += 1
-    elif verdict.effect is not None:
+        return
+    if verdict.effect is not None:
         word = verdict.effect.kind.name.lower()
         counters.acted[word] = counters.acted.get(word, 0) + 1
     for index in verdict.exempted:
@@ -98,7 +104,7 @@ def _judge(state: State, event: Event) -> Procedure[None]:
         # neither access, so it's a way for the guest to stand still, as a loop is.
         yield Answer(event, Action.RETRY)
         retried += 1
-        worth_a_record, done = True, Done("tried again")
+        worth_a_record, done = True, Done("had the guest try again")
         again = yield from next_event(event.vcpu, _repeats(event), RETRY_PATIENCE)
         if again is None:
             break

@@ -34,14 +34,14 @@ def inject_and_retry(case: Examination, effect: Effect) -> Procedure[Done]:
     refusal = yield from _ask_for(case.event, vector)
     yield Answer(case.event, Action.RETRY)
     if refusal is not None:
-        return Done(f"tried again: {refusal}")
+        return Done(f"had the guest try again: {refusal}")
     trap = yield from _next_trap(case.event.vcpu)
     if trap is None:
         return Done(f"asked for exception {vector}, which the kernel never confirmed")
     yield Answer(trap, Action.CONTINUE)
     delivered = delivered_by(trap)
     if delivered != Delivered(vector, 0):
-        return Done(f"tried again: exception {vector} was overtaken by {delivered.vector}", delivered)
+        return Done(f"had the guest try again: exception {vector} was overtaken by {delivered.vector}", delivered)
     return Done(f"injected exception {vector}", delivered)
 
 
