@@ -22,7 +22,8 @@ MAX_INJECTIONS = 3
 TRAP_PATIENCE = 5.0
 """Seconds until an exception counts as unconfirmed: as long as any command may take."""
 
-BUSY = "another exception is still to be delivered"
+BUSY = "the kernel takes no exception now (EBUSY)"
+"""One is still to be delivered, or (v12) the vCPU is being stepped: a moment later it may be taken."""
 
 
 def inject_and_retry(case: Examination, effect: Effect) -> Procedure[Done]:
@@ -33,12 +34,14 @@ def inject_and_retry(case: Examination, effect: Effect) -> Procedure[Done]:
     vector = _vector(effect)
     refusal = yield from _ask_for(case.event, vector)
     yield Answer(case.event, Action.RETRY)
-    if refusal is not None:
+    if refusal is not None and refusal != BUSY:
         return Done(f"had the guest try again: {refusal}")
     trap = yield from _next_trap(case.event.vcpu)
     if trap is None:
-        return Done(f"asked for exception {vector}, which the kernel never confirmed")
+        unconfirmed = f"asked for exception {vector}, which the kernel never confirmed"
+        return Done(unconfirmed if refusal is None else f"had the guest try again: {refusal}")
     yield Answer(trap, Action.CONTINUE)
+    # What was pending may have been the same: asked for at the last attempt, while the vCPU was being stepped.
     delivered = delivered_by(trap)
     if delivered != Delivered(vector, 0):
         return Done(f"had the guest try again: exception {vector} was overtaken by {delivered.vector}", delivered)
@@ -49,7 +52,7 @@ def inject_until_delivered(case: Examination, effect: Effect) -> Procedure[Done]
     """INJECT_EXCEPTION, then CONTINUE, and again from the TRAP event of whatever was delivered instead.
 
     A hypercall does nothing beyond its event, so where the exception is refused for good nothing is lost but the
-    punishment. An exception of somebody else that is still pending is waited for: its TRAP comes first.
+    punishment. An exception that is still pending is waited for: its TRAP comes first.
     """
     vector = _vector(effect)
     event, delivered = case.event, None

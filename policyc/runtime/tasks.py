@@ -207,7 +207,8 @@ class Scheduler:
                 task.deadline = now + seconds
                 return True
             case NextEvent(vcpu, _, seconds):
-                self._displace(vcpu, now, out)
+                # A vCPU sends one event at a time, and each one that is judged ends the wait before it.
+                assert vcpu not in self.awaiting, "one procedure waits for a vCPU's next event"
                 self.awaiting[vcpu] = task
                 task.awaited = wait
                 task.deadline = now + seconds
@@ -235,13 +236,6 @@ class Scheduler:
             self._next_ticket += 1
             self._waiting[self._next_ticket] = (task, position)
             out.append(Send(self._next_ticket, command))
-
-    def _displace(self, vcpu: int, now: float, out: list[Output]) -> None:
-        """One procedure waits for a vCPU's next event; only a peer that sends two at once makes it two."""
-        earlier = self.awaiting.get(vcpu)
-        if earlier is not None:
-            self._stop_awaiting(earlier)
-            self._advance(earlier, None, now, out)
 
     def _stop_awaiting(self, task: _Task[object]) -> None:
         if task.awaited is not None:

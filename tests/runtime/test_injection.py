@@ -22,6 +22,7 @@ from policyc.kvmi import (
 )
 from policyc.runtime.records import JsonObject
 from policyc.runtime.state import Phase
+from policyc.runtime.steps import Leave
 from tests.support.audit_schema import check_records
 from tests.support.scripted_kernel import (
     IMAGE_BASE,
@@ -130,13 +131,24 @@ def test_access__an_exception_with_another_error_code_is_not_ours(dialect: Diale
 def test_access__while_another_is_pending_it_is_sent_back(dialect: Dialect) -> None:
     talk = armed(dialect, TEXT)
     talk.peer.injections[0] = InjectException(0, 14)
+    assert [write(talk), write(talk)] == [AGAIN, AGAIN]
+    assert outcomes(talk) == [
+        ("had the guest try again: exception 13 was overtaken by 14", 14),
+        ("injected exception 13", 13),
+    ]
+
+
+def test_access__while_nothing_can_be_taken_it_is_sent_back(dialect: Dialect) -> None:
+    """As on v12 while an instruction is stepped: no TRAP comes either."""
+    talk = armed(dialect, TEXT)
+    talk.peer.override = lambda command: ErrorCode.EBUSY if isinstance(command, InjectException) else None
+    assert write(talk) == AGAIN
+    talk.peer.override = lambda command: None
     assert write(talk) == AGAIN
     assert outcomes(talk) == [
-        ("had the guest try again: another exception is still to be delivered", None),
-        ("exception 14 was delivered to vCPU 0, and nobody waits for that", 14),
+        ("had the guest try again: the kernel takes no exception now (EBUSY)", None),
+        ("injected exception 13", 13),
     ]
-    assert write(talk) == AGAIN
-    assert outcomes(talk)[2:] == [("injected exception 13", 13)]
 
 
 @pytest.mark.parametrize("errno", [ErrorCode.EPERM, ErrorCode.EOPNOTSUPP, ErrorCode.EINVAL])
@@ -204,6 +216,16 @@ def test_lost__records_what_was_open_and_keeps_nothing(dialect: Dialect) -> None
     assert outcomes(talk)[:1] == [NEVER]
     assert talk.state.scheduler.awaiting == {}
     assert talk.state.scheduler.deadline is None
+
+
+def test_leaving__does_not_wait_for_a_confirmation(dialect: Dialect) -> None:
+    talk = armed(dialect, TEXT)
+    talk.peer.silent_traps = True
+    write(talk)
+    talk.feed(Leave("asked to leave"))
+    assert talk.disconnected == "the guest has been let go"
+    talk.hang_up()
+    assert outcomes(talk)[-1] == NEVER
 
 
 # --- a hypercall doesn't come back ---

@@ -76,6 +76,26 @@ def test_write__gets_each_exception_that_there_is(dialect: Dialect, vector: str,
     assert ticks(guest)
 
 
+def test_write__while_its_vcpu_is_stepped_is_sent_back_until_the_exception_is_delivered(dialect: Dialect) -> None:
+    """v12 refuses exceptions meanwhile; v7 keeps the first one pending and refuses the others."""
+    guest = GuardedMachine("text: deny write to kernel .text by fault", dialect)
+    hooks = guest.machine.vcpus[0].hooks
+    run = Run(guest.machine, ROUTINES["inline-hook"])
+    guest.machine.run_until_idle()
+    hooks.singlestep = True
+    while len(guest.events) < 4:
+        guest.turn()
+    hooks.singlestep = False
+    guest.pump()
+    assert (run.result().fault, run.result().changed) == (13, False)
+    busy = "had the guest try again: the kernel takes no exception now (EBUSY)"
+    first = busy if dialect is V12 else "asked for exception 13, which the kernel never confirmed"
+    *before, last = guest.done()
+    assert before == [first] + [busy] * (len(before) - 1)
+    assert last == "injected exception 13"
+    assert guest.facts() == []
+
+
 # --- retry ---
 
 
