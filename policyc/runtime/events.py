@@ -38,6 +38,8 @@ __all__ = ["on_event"]
 
 LET_PASS = Effect(EffectKind.LOG)
 
+_RUNS_ON = "vCPU {} runs on after CRASH: what would stop the guest is kept from happening from now on"
+
 RETRY_PATIENCE = 1.0
 """Seconds within which the guest has to try again, or `retry` counts from the beginning the next time."""
 
@@ -53,12 +55,18 @@ def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
         if verdict is not None and (verdict.effect is None or _only_logs(verdict.effect)):
             out.append(Reply(event, Action.CONTINUE))
             if verdict.would is not None:
+                verdict = _under_ceiling(state, verdict)
                 thinned = state.thinner.admit(verdict.rules, now)
                 if thinned is not None:
                     out.append(Write(VerdictRecord(event, verdict, "let through", thinned=thinned)))
             _count(state, verdict)
             return
     _OTHERS.get(event.kind, _judge_event)(state, now, event, out)
+
+
+def _under_ceiling(state: State, verdict: Verdict) -> Verdict:
+    """The verdict as `run --monitor` has it: nothing gives the reply, whatever would."""
+    return replace(verdict, effect=None) if state.monitor else verdict
 
 
 def _only_logs(effect: Effect) -> bool:
@@ -88,12 +96,12 @@ def _judge(state: State, event: Event) -> Procedure[None]:
     while True:
         case = Examination(event, state.bound)
         try:
-            verdict = yield from case.verdict()
-            if state.monitor:
-                verdict = replace(verdict, effect=None)
+            verdict = _under_ceiling(state, (yield from case.verdict()))
             effect = state.aftermath.temper(verdict.effect or LET_PASS, column)
             if effect.retries <= retried:
-                worth_a_record = yield from _before(state, event, effect, column)
+                if state.aftermath.first_notice(event.vcpu):
+                    yield Emit(StateRecord(state.phase.value, _RUNS_ON.format(event.vcpu), "critical"))
+                worth_a_record = effect.kind is not EffectKind.CRASH or state.aftermath.note(event.vcpu, column)
                 done = yield from MECHANISMS[LEGALITY[effect.kind][column]](case, effect)
                 break
         except TimedOutError as error:
@@ -111,28 +119,17 @@ def _judge(state: State, event: Event) -> Procedure[None]:
         event = again
     _count(state, verdict)
     # Where nothing but an `allow` applies, nothing would ever be done: there is nothing to record.
-    if worth_a_record and verdict.would is not None:
-        yield from _record(state, case, verdict, done, retried)
-
-
-def _before(state: State, event: Event, effect: Effect, column: Column) -> Procedure[bool]:
-    """What has to be noted before an effect is carried out; whether the event is worth a record of its own."""
-    if state.aftermath.first_notice(event.vcpu):
-        fact = f"vCPU {event.vcpu} runs on after CRASH: what would stop the guest is kept from happening from now on"
-        yield Emit(StateRecord(state.phase.value, fact, "critical"))
-    return effect.kind is not EffectKind.CRASH or state.aftermath.note(event.vcpu, column)
+    if not worth_a_record or verdict.would is None:
+        return
+    thinned = state.thinner.admit(verdict.rules, (yield from time_now()))
+    if thinned is not None:
+        text = case.instruction.text if case.instruction is not None else None
+        yield Emit(VerdictRecord(event, verdict, done.text, case.size, text, thinned, retried, done.delivered))
 
 
 def _repeats(event: Event) -> Callable[[Event], bool]:
     """Whether another event of the same vCPU is this one again."""
     return lambda other: (other.kind, other.rip, other.data) == (event.kind, event.rip, event.data)
-
-
-def _record(state: State, case: Examination, verdict: Verdict, done: Done, retried: int) -> Procedure[None]:
-    thinned = state.thinner.admit(verdict.rules, (yield from time_now()))
-    if thinned is not None:
-        text = case.instruction.text if case.instruction is not None else None
-        yield Emit(VerdictRecord(case.event, verdict, done.text, case.size, text, thinned, retried, done.delivered))
 
 
 def _answer_strictly(case: Examination) -> Procedure[None]:
@@ -197,8 +194,7 @@ def _on_unhook(state: State, now: float, event: Event, out: list[Output]) -> Non
     """The VMM waits for us to leave, not for a reply: what rules say of it is recorded."""
     verdict = decide(state.bound.table, NoticedEvent(key_of(event), Origin(rip=0)))
     if isinstance(verdict, Verdict) and verdict.would is not None:
-        if state.monitor:
-            verdict = replace(verdict, effect=None)
+        verdict = _under_ceiling(state, verdict)
         _count(state, verdict)
         thinned = state.thinner.admit(verdict.rules, now)
         if thinned is not None:

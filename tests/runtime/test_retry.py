@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policyc.addresses import Gva
@@ -153,6 +153,7 @@ def test_retry__monitored_lets_the_first_attempt_through(dialect: Dialect) -> No
 ATTEMPTS = st.lists(st.tuples(st.integers(0, 1), st.sampled_from([HERE, THERE])), max_size=12)
 
 
+@settings(deadline=None)
 @given(ATTEMPTS, st.integers(1, 3))
 def test_retry__whatever_two_vcpus_do(attempts: list[tuple[int, int]], retries: int) -> None:
     """Against the sentence itself: N times RETRY for the same event in a row, then the effect, one record a run."""
