@@ -66,6 +66,22 @@ def folder(tmp_path: Path) -> Path:
             "(would be deny) by text: kernel-text (a.policy:4): skip",
         ),
         (
+            VERDICT | {"effect": "deny", "retried": 2, "delivered": {"vector": 13, "error_code": 0}},
+            "critical  write gpa 0x1a00180 gva unknown retried 2 delivered vector 13 error_code 0 at rip "
+            "0xffffffff81001000 on vCPU 1: deny by text: kernel-text (a.policy:4): skip",
+        ),
+        (
+            {
+                "kind": "verdict",
+                "severity": "high",
+                "event": "unhook",
+                "effect": "log",
+                "would": "log",
+                "done": "let go",
+            },
+            "high      unhook: log: let go",
+        ),
+        (
             {"kind": "state", "severity": "info", "state": "ARMED", "fact": "1 rule\x1b[2J", "vcpus": 2, "notes": []},
             "info      ARMED: 1 rule<U+001B>[2J (vcpus 2)",
         ),

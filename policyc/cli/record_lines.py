@@ -48,7 +48,9 @@ def _verdict(record: Mapping[str, object]) -> str:
     # An access to memory says what it did; that it came as a page fault is KVMI's affair.
     what = [str(record.get("access", record.get("event")))]
     what += [f"{name} {_value(value)}" for name, value in record.items() if name not in SAID_ELSEWHERE]
-    what.append(f"at rip {record.get('rip')} on vCPU {record.get('vcpu')}")
+    # An event of the whole machine has no vCPU.
+    if "vcpu" in record:
+        what.append(f"at rip {record.get('rip')} on vCPU {record['vcpu']}")
     effect, would = record.get("effect"), record.get("would")
     outcome = f"{effect}" if would == effect else f"{effect} (would be {would})"
     rules = record.get("rules")

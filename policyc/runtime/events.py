@@ -17,16 +17,18 @@ from policyc.kvmi import (
     EventKind,
 )
 from policyc.plan.model import Effect
-from policyc.plan.verdicts import Verdict
+from policyc.plan.verdicts import NoticedEvent, Origin, Verdict, decide
 from policyc.runtime.arming import guard_vcpu
 from policyc.runtime.event_keys import key_of
 from policyc.runtime.facts import Examination
+from policyc.runtime.injection import delivered_by
 from policyc.runtime.life import on_leave, start
 from policyc.runtime.mechanisms import MECHANISMS, keep_old_value
 from policyc.runtime.moved import has_moved
 from policyc.runtime.msr_watch import MsrWatch
-from policyc.runtime.procedure import Answer, Emit, Procedure, TimedOutError
-from policyc.runtime.records import StateRecord, VerdictRecord
+from policyc.runtime.outcome import Done
+from policyc.runtime.procedure import Answer, Emit, Procedure, TimedOutError, next_event, time_now
+from policyc.runtime.records import StateRecord, VerdictRecord, delivered_json
 from policyc.runtime.state import GUARDING, Phase, State
 from policyc.runtime.steps import (
     Leave,
@@ -39,10 +41,17 @@ __all__ = ["on_event"]
 
 LET_PASS = Effect(EffectKind.LOG)
 
+_RUNS_ON = "vCPU {} runs on after CRASH: what would stop the guest is kept from happening from now on"
+
+RETRY_PATIENCE = 1.0
+"""Seconds within which the guest has to try again, or `retry` counts from the beginning the next time."""
+
 
 def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
     """Answer an event: at once where a look-up is enough, else as a procedure."""
     state.counters.events += 1
+    if state.scheduler.awaiting and state.scheduler.offer(event, now, out, judged=event.kind not in _OTHERS):
+        return
     bound = state.bound
     if state.msr_watch is not None:
         _look_at_msrs(state, state.msr_watch, event, out)
@@ -50,9 +59,10 @@ def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
         verdict = bound.fixed_verdict(event.access, event.gpa)
         if state.write_watch is not None and int(event.access) & Access.W:
             state.write_watch.writes[gfn_of(event.gpa)] += 1
-        if verdict is not None and (verdict.effect is None or verdict.effect.kind <= EffectKind.LOG):
+        if verdict is not None and (verdict.effect is None or _only_logs(verdict.effect)):
             out.append(Reply(event, Action.CONTINUE))
             if verdict.would is not None:
+                verdict = _under_ceiling(state, verdict)
                 thinned = state.thinner.admit(verdict.rules, now)
                 if thinned is not None:
                     out.append(Write(VerdictRecord(event, verdict, "let through", thinned=thinned)))
@@ -69,11 +79,22 @@ def _look_at_msrs(state: State, watch: MsrWatch, event: Event, out: list[Output]
         out.extend(map(Write, watch.look(event)))
 
 
+def _under_ceiling(state: State, verdict: Verdict) -> Verdict:
+    """The verdict as `run --monitor` has it: nothing gives the reply, whatever would."""
+    return replace(verdict, effect=None) if state.monitor else verdict
+
+
+def _only_logs(effect: Effect) -> bool:
+    return effect.kind <= EffectKind.LOG and not effect.retries
+
+
 def _count(state: State, verdict: Verdict) -> None:
     counters = state.counters
-    if verdict.collateral:
+    if not (verdict.rules or verdict.set_aside or verdict.exempted):
+        # As `Verdict.collateral`, which would be a call in the most common case of all.
         counters.collateral += 1
-    elif verdict.effect is not None:
+        return
+    if verdict.effect is not None:
         word = verdict.effect.kind.name.lower()
         counters.acted[word] = counters.acted.get(word, 0) + 1
     for index in verdict.exempted:
@@ -81,30 +102,53 @@ def _count(state: State, verdict: Verdict) -> None:
 
 
 def _judge_event(state: State, now: float, event: Event, out: list[Output]) -> None:
-    start(state, _judge(state, event, now), now, out)
+    start(state, _judge(state, event), now, out)
 
 
-def _judge(state: State, event: Event, now: float) -> Procedure[None]:
-    case = Examination(event, state.bound)
-    try:
-        verdict = yield from case.verdict()
-        if (yield from has_moved(state, event, verdict)):
-            case = Examination(event, state.bound)
+def _judge(state: State, event: Event) -> Procedure[None]:
+    """Decide, carry out, record; as often as the guest tries the same again where `retry` lets it."""
+    retried, column = 0, _column(event)
+    while True:
+        case = Examination(event, state.bound)
+        try:
             verdict = yield from case.verdict()
-        if state.monitor:
-            verdict = replace(verdict, effect=None)
-        effect = verdict.effect or LET_PASS
-        done = yield from MECHANISMS[LEGALITY[effect.kind][_column(event)]](case, effect)
-    except TimedOutError as error:
-        yield from _answer_strictly(case)
-        yield Emit(StateRecord(state.phase.value, f"an event was answered strictly: {error}", "high"))
-        return
+            if (yield from has_moved(state, event, verdict)):
+                case = Examination(event, state.bound)
+                verdict = yield from case.verdict()
+            verdict = _under_ceiling(state, verdict)
+            effect = state.aftermath.temper(verdict.effect or LET_PASS, column)
+            if effect.retries <= retried:
+                if state.aftermath.first_notice(event.vcpu):
+                    yield Emit(StateRecord(state.phase.value, _RUNS_ON.format(event.vcpu), "critical"))
+                worth_a_record = effect.kind is not EffectKind.CRASH or state.aftermath.note(event.vcpu, column)
+                done = yield from MECHANISMS[LEGALITY[effect.kind][column]](case, effect)
+                break
+        except TimedOutError as error:
+            yield from _answer_strictly(case)
+            yield Emit(StateRecord(state.phase.value, f"an event was answered strictly: {error}", "high"))
+            return
+        # Whoever lets two events take turns starts the count anew each time, and gains nothing by it: RETRY performs
+        # neither access, so it's a way for the guest to stand still, as a loop is.
+        yield Answer(event, Action.RETRY)
+        retried += 1
+        worth_a_record, done = True, Done("had the guest try again")
+        again = yield from next_event(event.vcpu, _repeats(event), RETRY_PATIENCE)
+        if again is None:
+            break
+        event = again
     _count(state, verdict)
     # Where nothing but an `allow` applies, nothing would ever be done: there is nothing to record.
-    thinned = state.thinner.admit(verdict.rules, now) if verdict.would is not None else None
+    if not worth_a_record or verdict.would is None:
+        return
+    thinned = state.thinner.admit(verdict.rules, (yield from time_now()))
     if thinned is not None:
         text = case.instruction.text if case.instruction is not None else None
-        yield Emit(VerdictRecord(event, verdict, done, case.size, text, thinned))
+        yield Emit(VerdictRecord(event, verdict, done.text, case.size, text, thinned, retried, done.delivered))
+
+
+def _repeats(event: Event) -> Callable[[Event], bool]:
+    """Whether another event of the same vCPU is this one again."""
+    return lambda other: (other.kind, other.rip, other.data) == (event.kind, event.rip, event.data)
 
 
 def _answer_strictly(case: Examination) -> Procedure[None]:
@@ -131,10 +175,10 @@ def _on_standing_vcpu(state: State, now: float, event: Event, out: list[Output])
 
 def _welcome_vcpu(state: State, now: float, event: Event, out: list[Output]) -> None:
     """A vCPU before its first instruction: give it the plan's events, then let it run."""
-    start(state, _guard(state, event, now), now, out)
+    start(state, _guard(state, event), now, out)
 
 
-def _guard(state: State, event: Event, now: float) -> Procedure[None]:
+def _guard(state: State, event: Event) -> Procedure[None]:
     if state.phase in GUARDING:
         try:
             refused = yield from guard_vcpu(state.plan, event.vcpu)
@@ -145,14 +189,17 @@ def _guard(state: State, event: Event, now: float) -> Procedure[None]:
             state.phase = Phase.DEGRADED
             yield Emit(StateRecord(Phase.DEGRADED.value, fact, "critical"))
     if event.kind is EventKind.CREATE_VCPU:
-        yield from _judge(state, event, now)
+        yield from _judge(state, event)
     else:
         yield Answer(event, Action.CONTINUE)
 
 
 def _on_trap(state: State, now: float, event: Event, out: list[Output]) -> None:
-    """The kernel confirms what it delivered; if that wasn't ours, the access comes back by itself."""
+    """An exception of ours is confirmed to whoever waits for that; this one was delivered on behalf of nobody."""
     out.append(Reply(event, Action.CONTINUE))
+    delivered = delivered_by(event)
+    fact = f"exception {delivered.vector} was delivered to vCPU {event.vcpu}, and nobody waits for that"
+    out.append(Write(StateRecord(state.phase.value, fact, "high", delivered_json(delivered))))
 
 
 def _on_unasked(state: State, now: float, event: Event, out: list[Output]) -> None:
@@ -163,6 +210,14 @@ def _on_unasked(state: State, now: float, event: Event, out: list[Output]) -> No
 
 
 def _on_unhook(state: State, now: float, event: Event, out: list[Output]) -> None:
+    """The VMM waits for us to leave, not for a reply: what rules say of it is recorded."""
+    verdict = decide(state.bound.table, NoticedEvent(key_of(event), Origin(rip=0)))
+    if isinstance(verdict, Verdict) and verdict.would is not None:
+        verdict = _under_ceiling(state, verdict)
+        _count(state, verdict)
+        thinned = state.thinner.admit(verdict.rules, now)
+        if thinned is not None:
+            out.append(Write(VerdictRecord(event, verdict, "let go", thinned=thinned)))
     on_leave(state, now, Leave("the VMM asks to be let go"), out)
 
 

@@ -220,7 +220,9 @@ def _let_go(state: State) -> Procedure[None]:
 
 def on_lost(state: State, now: float, lost: Lost, out: list[Output]) -> None:
     protected = state.phase in GUARDING
+    state.scheduler.give_up(now, out)
     state.scheduler.cancel()
+    state.aftermath.clear()
     state.scheduler.held.clear()
     state.put_in_force(None)
     state.msr_watch = None

@@ -7,89 +7,77 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from policyc.catalog import VECTORS, EffectKind, Mechanism
-from policyc.kvmi import Action, CrData, ErrorCode, InjectException, MsrData, NewValue, Refused, SetRegisters
+from policyc.catalog import Mechanism
+from policyc.kvmi import Action, CrData, MsrData, NewValue, Refused, SetRegisters
 from policyc.plan.model import Effect
 from policyc.runtime.facts import Examination
+from policyc.runtime.injection import inject_and_retry, inject_until_delivered
+from policyc.runtime.outcome import Done
 from policyc.runtime.procedure import Answer, Procedure, ask
 
 __all__ = ["MECHANISMS", "RIP_MASK"]
 
 RIP_MASK = (1 << 64) - 1
-HAS_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17})
 
-Carry = Callable[[Examination, Effect], Procedure[str]]
+Carry = Callable[[Examination, Effect], Procedure[Done]]
 
 
-def let_pass(case: Examination, effect: Effect) -> Procedure[str]:
+def let_pass(case: Examination, effect: Effect) -> Procedure[Done]:
     """CONTINUE: the kernel performs the access by emulation, or goes on after the event."""
     data = case.event.data
     if isinstance(data, (CrData, MsrData)):
         return (yield from write_new_value(case, effect))
     yield Answer(case.event, Action.CONTINUE)
-    return "let through"
+    return Done("let through")
 
 
-def write_new_value(case: Examination, effect: Effect) -> Procedure[str]:
+def write_new_value(case: Examination, effect: Effect) -> Procedure[Done]:
     """CONTINUE with the value that the guest wrote: a reply without value would write 0."""
     yield Answer(case.event, Action.CONTINUE, NewValue(_register_write(case).new))
-    return "let through"
+    return Done("let through")
 
 
-def keep_old_value(case: Examination, effect: Effect) -> Procedure[str]:
+def keep_old_value(case: Examination, effect: Effect) -> Procedure[Done]:
     """CONTINUE with the value that the register has."""
     yield Answer(case.event, Action.CONTINUE, NewValue(_register_write(case).old))
-    return "kept the old value"
+    return Done("kept the old value")
 
 
-def pin_bits(case: Examination, effect: Effect) -> Procedure[str]:
+def pin_bits(case: Examination, effect: Effect) -> Procedure[Done]:
     """CONTINUE with the new value, the pinned bits as they were set before."""
     data = _register_write(case)
     yield Answer(case.event, Action.CONTINUE, NewValue(data.new | (data.old & effect.argument)))
-    return f"kept the bits {data.old & effect.argument:#x}"
+    return Done(f"kept the bits {data.old & effect.argument:#x}")
 
 
-def skip_or_fault(case: Examination, effect: Effect) -> Procedure[str]:
+def skip_or_fault(case: Examination, effect: Effect) -> Procedure[Done]:
     """Step over a pure store; raise #GP where stepping over would lose a register or flags."""
     instruction = yield from case.decoded()
     if instruction is not None and instruction.is_pure_store:
         return (yield from skip(case, effect))
-    return (yield from fault(case, effect))
+    return (yield from inject_and_retry(case, effect))
 
 
-def skip(case: Examination, effect: Effect) -> Procedure[str]:
+def skip(case: Examination, effect: Effect) -> Procedure[Done]:
     """SET_REGISTERS with RIP behind the instruction, then RETRY: the vCPU goes on there."""
     instruction = yield from case.decoded()
     if instruction is None:
-        return (yield from fault(case, effect))
+        return (yield from inject_and_retry(case, effect))
     regs = case.event.regs
     past = regs._replace(rip=(regs.rip + instruction.length) & RIP_MASK)
     result = yield from ask(SetRegisters(case.event.vcpu, past))
     if isinstance(result, Refused):
-        return (yield from fault(case, effect))
+        return (yield from inject_and_retry(case, effect))
     yield Answer(case.event, Action.RETRY)
-    return "skipped the instruction"
+    return Done("skipped the instruction")
 
 
-def fault(case: Examination, effect: Effect) -> Procedure[str]:
-    """INJECT_EXCEPTION, then RETRY. If something else is delivered first, the access comes back and so do we.
-
-    A `deny` that comes here names no exception: it is carried out by #GP.
-    """
-    vector = effect.argument if effect.kind in (EffectKind.FAULT, EffectKind.INJECT) else VECTORS["gp"]
-    result = yield from ask(InjectException(case.event.vcpu, vector))
-    yield Answer(case.event, Action.RETRY)
-    if isinstance(result, Refused) and result.errno != ErrorCode.EBUSY:
-        return f"tried again: the exception was refused ({result.name})"
-    return f"injected exception {vector}"
-
-
-def crash(case: Examination, effect: Effect) -> Procedure[str]:
+def crash(case: Examination, effect: Effect) -> Procedure[Done]:
     """CRASH: the VMM stops the guest. A register write is refused as well, should the guest run on."""
     data = case.event.data
     kept = NewValue(data.old) if isinstance(data, (CrData, MsrData)) else None
     yield Answer(case.event, Action.CRASH, kept)
-    return "asked the VMM to stop the guest"
+    return Done("asked the VMM to stop the guest")
 
 
 MECHANISMS: Mapping[Mechanism, Carry] = {
@@ -99,10 +87,12 @@ MECHANISMS: Mapping[Mechanism, Carry] = {
     Mechanism.PINNED_VALUE: pin_bits,
     Mechanism.SKIP_OR_FAULT: skip_or_fault,
     Mechanism.SKIP: skip,
-    Mechanism.FAULT: fault,
+    Mechanism.FAULT: inject_and_retry,
+    Mechanism.FAULT_UNTIL_TRAP: inject_until_delivered,
     Mechanism.CRASH: crash,
 }
-"""What this version carries out. A plan that needs another mechanism is refused before anything is armed."""
+"""How each effect on an event with a reply is carried out. RETRY is counted where events are judged, and what has no
+reply is only recorded there."""
 
 
 def _register_write(case: Examination) -> CrData | MsrData:

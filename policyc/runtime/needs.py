@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policyc.catalog import EVENTS, LEGALITY, EffectKind, column_of_access
+from policyc.catalog import EVENTS, LEGALITY, RETRYABLE, Mechanism, column_of_access
 from policyc.kvmi import (
     CheckCommand,
     CheckEvent,
@@ -49,6 +49,9 @@ NEEDED_COMMANDS: tuple[type[Command], ...] = (
     TranslateGva,
 )
 
+_CARRIED_OUT: frozenset[Mechanism | None] = frozenset({*MECHANISMS, Mechanism.NO_REPLY})
+"""What has no reply is recorded, and nothing else is to be done."""
+
 
 @dataclass(frozen=True, slots=True)
 class Needs:
@@ -60,15 +63,18 @@ class Needs:
 
 
 def unsupported_rules(plan: Plan) -> list[str]:
-    """The rules and watches whose mechanism this version can't carry out, in words."""
+    """The rules and watches that this version can't carry out, in words.
+
+    The compiler lets no effect through that its event can't carry, but a plan file may come from anywhere.
+    """
     found = [f"`{watch.id}`: `watch`" for watch in plan.watches]
     for rule in plan.rules:
         columns = {EVENTS[rule.event.word].column} if rule.event is not None else column_of_access(rule.access)
-        for column in columns:
-            if LEGALITY[rule.effect.kind][column] not in MECHANISMS and rule.effect.kind is not EffectKind.ALLOW:
+        for column in sorted(columns, key=lambda column: column.value):
+            if LEGALITY[rule.effect.kind].get(column) not in _CARRIED_OUT:
                 found.append(f"`{rule.id}`: {rule.effect.kind.name.lower()} on {column.value}")
-            elif rule.effect.retries:
-                found.append(f"`{rule.id}`: `retry`")
+            elif rule.effect.retries and column not in RETRYABLE:
+                found.append(f"`{rule.id}`: `retry` on {column.value}")
     return found
 
 
@@ -97,7 +103,8 @@ def check_permissions(dialect: Dialect, needs: Needs) -> Procedure[tuple[str, ..
     if absent:
         return tuple(f"{dialect.name} has no {what}" for what in absent)
     checks: list[Command] = [CheckCommand(command) for command in needed]
-    checks += [CheckEvent(kind) for kind in needs.kinds]
+    # Without TRAP, v12 refuses to inject, and nobody else says whether an exception was delivered.
+    checks += [CheckEvent(kind) for kind in (*needs.kinds, EventKind.TRAP)]
     lacking: list[str] = []
     for attempt in range(PERMISSION_RETRIES):
         results = yield from ask_all([ControlVmEvents(EventKind.UNHOOK, enable=True), *checks])

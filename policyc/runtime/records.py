@@ -11,11 +11,21 @@ from dataclasses import dataclass, field
 
 from policyc.addresses import GVA_UNKNOWN
 from policyc.catalog import VECTORS, EffectKind
-from policyc.kvmi import Event, EventKind
+from policyc.kvmi import (
+    BreakpointData,
+    CpuidData,
+    CpuMode,
+    Descriptor,
+    DescriptorData,
+    Event,
+    EventKind,
+    XsetbvData,
+)
 from policyc.plan.model import Effect, Plan
 from policyc.plan.verdicts import Verdict
+from policyc.runtime.outcome import Delivered
 
-__all__ = ["MAX_RULES", "JsonObject", "Record", "StateRecord", "VerdictRecord", "effect_text"]
+__all__ = ["MAX_RULES", "JsonObject", "Record", "StateRecord", "VerdictRecord", "delivered_json", "effect_text"]
 
 JsonObject = dict[str, object]
 
@@ -64,6 +74,8 @@ class VerdictRecord(Record):
         size: bytes accessed, where the instruction was decoded.
         instruction: its text, where it was decoded.
         thinned: records that began with the same rule and were left out since the last one, as `at most` asks.
+        retried: how often the same event was answered RETRY, as `retry` asks.
+        delivered: what the guest was given, where an exception was asked for.
     """
 
     event: Event
@@ -72,6 +84,8 @@ class VerdictRecord(Record):
     size: int | None = None
     instruction: str | None = None
     thinned: int = 0
+    retried: int = 0
+    delivered: Delivered | None = None
 
     def to_json(self, plan: Plan) -> JsonObject:
         """`kind` is "verdict"; `rules` has the winner first, and no list more than `MAX_RULES`."""
@@ -80,10 +94,9 @@ class VerdictRecord(Record):
             "kind": "verdict",
             "severity": worst,
             "event": self.event.kind.value,
-            "vcpu": self.event.vcpu,
-            "rip": hex(self.event.rip),
-            "cr3": hex(self.event.sregs.cr3),
         }
+        if self.event.needs_reply:
+            record.update(vcpu=self.event.vcpu, rip=hex(self.event.rip), cr3=hex(self.event.sregs.cr3))
         record.update(_DETAILS.get(self.event.kind, _no_details)(self.event))
         if self.size is not None:
             record["size"] = self.size
@@ -95,12 +108,21 @@ class VerdictRecord(Record):
             done=self.done,
             rules=[],
         )
+        if self.retried:
+            record["retried"] = self.retried
+        if self.delivered is not None:
+            record.update(delivered_json(self.delivered))
         record.update(_rules(plan, "rules", self.verdict.rules))
         if self.thinned:
             record["thinned"] = self.thinned
         record.update(_rules(plan, "set_aside", self.verdict.set_aside))
         record.update(_rules(plan, "exempted", self.verdict.exempted))
         return record
+
+
+def delivered_json(delivered: Delivered) -> JsonObject:
+    """What was delivered, under the name that all records have for it."""
+    return {"delivered": {"vector": delivered.vector, "error_code": delivered.error_code}}
 
 
 def effect_text(effect: Effect | None) -> str:
@@ -167,8 +189,36 @@ def _old_new(event: Event) -> JsonObject:
 
 
 def _hypercall(event: Event) -> JsonObject:
+    """The registers in which callers pass data, as the kernel's documentation says of each mode."""
     regs = event.regs
-    return {"arguments": {name: hex(getattr(regs, name)) for name in ("rdx", "r10", "r8", "r9")}}
+    if event.mode is CpuMode.LONG:
+        return {"arguments": {name: hex(getattr(regs, name)) for name in ("rdx", "r10", "r8", "r9")}}
+    low = {f"e{name}": getattr(regs, f"r{name}") & 0xFFFF_FFFF for name in ("dx", "si", "di", "bp")}
+    return {"arguments": {name: hex(value) for name, value in low.items()}}
+
+
+def _descriptor(event: Event) -> JsonObject:
+    data = event.data
+    assert isinstance(data, DescriptorData)
+    return {"access": "write" if data.write else "read", "table": Descriptor(data.descriptor).name.lower()}
+
+
+def _breakpoint(event: Event) -> JsonObject:
+    data = event.data
+    assert isinstance(data, BreakpointData)
+    return {} if int(data.gpa) == GVA_UNKNOWN else {"gpa": hex(data.gpa)}
+
+
+def _xsetbv(event: Event) -> JsonObject:
+    data = event.data
+    # v7 says no more than that it happened.
+    return {"xcr": data.xcr, **_old_new(event)} if isinstance(data, XsetbvData) else {}
+
+
+def _cpuid(event: Event) -> JsonObject:
+    data = event.data
+    assert isinstance(data, CpuidData)
+    return {"leaf": hex(data.function), "subleaf": hex(data.index)}
 
 
 def _no_details(event: Event) -> JsonObject:
@@ -179,7 +229,10 @@ _DETAILS: Mapping[EventKind, Callable[[Event], JsonObject]] = {
     EventKind.PF: _page_fault,
     EventKind.CR: _old_new,
     EventKind.MSR: _old_new,
-    EventKind.XSETBV: _old_new,
+    EventKind.XSETBV: _xsetbv,
     EventKind.HYPERCALL: _hypercall,
+    EventKind.DESCRIPTOR: _descriptor,
+    EventKind.BREAKPOINT: _breakpoint,
+    EventKind.CPUID: _cpuid,
 }
 """What a record says of one kind of event besides what every event has."""

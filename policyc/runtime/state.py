@@ -12,6 +12,7 @@ from policyc.kvmi import (
     Hello,
 )
 from policyc.plan.model import Plan
+from policyc.runtime.aftermath import Aftermath
 from policyc.runtime.bind import Binding
 from policyc.runtime.bound import UNBOUND, BoundPlan
 from policyc.runtime.frame_trials import Watch
@@ -80,6 +81,7 @@ class State:
         write_watch: counts writes to frames that nothing guards, while the self-test runs.
         looked_at: when it was last made sure that a frame that the guest may free is still what was bound.
         rebound_at: when what the guest had moved was last followed.
+        aftermath: what has been answered CRASH, and what that effect counts as since.
         thinner: leaves out records of rules that have `at most`.
     """
 
@@ -94,6 +96,7 @@ class State:
     outcome: Refusal | None = None
     left: bool = False
     counters: Counters = field(default_factory=Counters)
+    aftermath: Aftermath = field(default_factory=Aftermath)
     thinner: Thinner = field(init=False)
     msr_watch: MsrWatch | None = None
     write_watch: Watch | None = None

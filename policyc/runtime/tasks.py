@@ -16,6 +16,7 @@ from policyc.runtime.procedure import (
     Commands,
     Emit,
     Held,
+    NextEvent,
     Now,
     Pause,
     Procedure,
@@ -47,6 +48,7 @@ class _Task(Generic[T]):
     deadline: float | None = None
     paused: frozenset[int] | None = None
     asleep: bool = False
+    awaited: NextEvent | None = None
     queue: deque[tuple[int, Command]] = field(default_factory=deque)
     results: list[ReplyData | Refused | None] = field(default_factory=list)
     missing: int = 0
@@ -59,12 +61,14 @@ class Scheduler:
         held: the PAUSE event of each vCPU that stands still, by index.
         stopped_since: when the first vCPU was held; None while all run.
         longest_stop: seconds that vCPUs stood still the longest time.
+        awaiting: the procedure that waits for the next event of each vCPU, by index.
     """
 
     def __init__(self) -> None:
         self.held: dict[int, Event] = {}
         self.stopped_since: float | None = None
         self.longest_stop = 0.0
+        self.awaiting: dict[int, _Task[object]] = {}
         self._tasks: list[_Task[object]] = []
         self._waiting: dict[int, tuple[_Task[object], int]] = {}
         self._next_ticket = 0
@@ -76,8 +80,8 @@ class Scheduler:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no procedure is under way, but for those that sleep."""
-        return all(task.asleep for task in self._tasks)
+        """Whether no procedure is under way, but for those that sleep or wait for an event that may never come."""
+        return all(task.asleep or task.awaited is not None for task in self._tasks)
 
     def start(
         self, procedure: Procedure[T], done: Callable[[T, float, list[Output]], None], now: float, out: list[Output]
@@ -112,6 +116,28 @@ class Scheduler:
                 task.paused = None
                 self._advance(task, None, now, out)
 
+    def offer(self, event: Event, now: float, out: list[Output], *, judged: bool) -> bool:
+        """Hand an event to the procedure that waits for its vCPU's next one; False where it wants another.
+
+        Args:
+            judged: whether the policy has a say in it. Such an event ends the wait even if it isn't wanted; what the
+                kernel sends because we asked for it comes in between.
+        """
+        task = self.awaiting.get(event.vcpu)
+        if task is None or task.awaited is None:
+            return False
+        wanted = task.awaited.wanted(event)
+        if wanted or judged:
+            self._stop_awaiting(task)
+            self._advance(task, event if wanted else None, now, out)
+        return wanted
+
+    def give_up(self, now: float, out: list[Output]) -> None:
+        """Tell everyone who waits for an event that none will come."""
+        for task in list(self.awaiting.values()):
+            self._stop_awaiting(task)
+            self._advance(task, None, now, out)
+
     def time_passed(self, now: float, out: list[Output]) -> None:
         """Wake sleepers, and tell procedures whose wait took too long."""
         for task in list(self._tasks):
@@ -119,6 +145,10 @@ class Scheduler:
                 continue
             if task.asleep:
                 task.asleep = False
+                self._advance(task, None, now, out)
+                continue
+            if task.awaited is not None:
+                self._stop_awaiting(task)
                 self._advance(task, None, now, out)
                 continue
             what = "PAUSE events" if task.paused is not None else f"{task.missing} commands"
@@ -131,6 +161,7 @@ class Scheduler:
             task.procedure.close()
         self._tasks.clear()
         self._waiting.clear()
+        self.awaiting.clear()
 
     def release(self, now: float, out: list[Output]) -> None:
         """Let every held vCPU go on."""
@@ -175,6 +206,13 @@ class Scheduler:
                 task.asleep = True
                 task.deadline = now + seconds
                 return True
+            case NextEvent(vcpu, _, seconds):
+                # A vCPU sends one event at a time, and each one that is judged ends the wait before it.
+                assert vcpu not in self.awaiting, "one procedure waits for a vCPU's next event"
+                self.awaiting[vcpu] = task
+                task.awaited = wait
+                task.deadline = now + seconds
+                return True
         return False
 
     def _at_once(self, wait: Wait, now: float, out: list[Output]) -> Sent:
@@ -198,6 +236,11 @@ class Scheduler:
             self._next_ticket += 1
             self._waiting[self._next_ticket] = (task, position)
             out.append(Send(self._next_ticket, command))
+
+    def _stop_awaiting(self, task: _Task[object]) -> None:
+        if task.awaited is not None:
+            del self.awaiting[task.awaited.vcpu]
+            task.awaited = None
 
     def _forget(self, task: _Task[object]) -> None:
         """Drop what the task still waits for."""

@@ -1,11 +1,16 @@
-"""What a kernel must offer before anything is asked of it."""
+"""What a plan needs: of this version, and of a kernel before anything is asked of it."""
 
 from __future__ import annotations
 
 import pytest
 
-from policyc.kvmi import V6, EventKind
-from policyc.runtime.needs import Needs, check_permissions
+from policyc.catalog import EVENTS, LEGALITY, RETRYABLE, Access, Column, EffectKind
+from policyc.kvmi import V6, V7, EventKind, KernelConnection
+from policyc.plan.model import Effect, EventKey, Plan
+from policyc.runtime.needs import Needs, check_permissions, unsupported_rules
+from policyc.runtime.state import Phase
+from tests.support.plans import make_plan, rule
+from tests.support.scripted_kernel import Conversation, ScriptedKernel, compile_plan
 
 
 @pytest.mark.parametrize(
@@ -25,3 +30,39 @@ def test_a_generation_without_a_needed_message_is_refused_by_its_name(
     with pytest.raises(StopIteration) as stopped:
         next(procedure)
     assert stopped.value.value == lacking
+
+
+def test_trap__has_to_be_allowed_since_nothing_else_confirms_an_exception() -> None:
+    peer = ScriptedKernel(V7)
+    peer.kernel = KernelConnection(V7, 1, events=V7.events.keys() - {EventKind.TRAP})
+    talk = Conversation(compile_plan("on hypercall 34/24 log"), peer)
+    talk.connect()
+    talk.pass_time(10)
+    assert talk.state.phase is Phase.REFUSED
+    assert talk.state.outcome is not None
+    assert talk.state.outcome.details == ("CheckEvent: EPERM (-1): the VMM doesn't allow the event",)
+
+
+def plan_of(column: Column, effect: Effect) -> Plan:
+    """One rule about that column, legal or not: a plan file may come from anywhere."""
+    event = next((EventKey(spec.word) for spec in EVENTS.values() if spec.column is column), None)
+    access = Access.W if column is Column.WRITE else Access.R
+    return make_plan((), (rule(effect, access=access, event=event),))
+
+
+@pytest.mark.parametrize("column", Column, ids=lambda column: column.name.lower())
+@pytest.mark.parametrize("kind", EffectKind, ids=lambda kind: kind.name.lower())
+def test_plans__with_any_legal_effect_are_carried_out_and_with_no_other(kind: EffectKind, column: Column) -> None:
+    once, again = Effect(kind), Effect(kind, retries=3)
+    words = f"`r0`: {kind.name.lower()} on {column.value}"
+    if column not in LEGALITY[kind]:
+        assert unsupported_rules(plan_of(column, once)) == [words]
+        return
+    assert unsupported_rules(plan_of(column, once)) == []
+    refused = [] if column in RETRYABLE else [f"`r0`: `retry` on {column.value}"]
+    assert unsupported_rules(plan_of(column, again)) == refused
+
+
+def test_plans__with_a_watch_are_refused() -> None:
+    plan = compile_plan("object: watch kernel:guarded_object every 5s\non hypercall 34/24 inject gp\non unhook log")
+    assert unsupported_rules(plan) == ["`object`: `watch`"]

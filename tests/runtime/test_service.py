@@ -191,8 +191,8 @@ def test_service__leaves_when_asked_while_a_guest_says_nothing(running: Running)
 
 
 def test_service__refuses_a_plan_that_it_cannot_carry_out(tmp_path: Path) -> None:
-    plan = compile_plan("inject gp write to kernel .text\non hypercall 34/24 inject gp")
-    with pytest.raises(PlanUnsupportedError, match="inject on a hypercall"):
+    plan = compile_plan("inject gp write to kernel .text\nobject: watch kernel:guarded_object every 5s")
+    with pytest.raises(PlanUnsupportedError, match="this version can't carry out `object`: `watch`"):
         Service(plan, ServiceOptions(tmp_path / "s"), print)
     assert list(tmp_path.iterdir()) == []
 

@@ -41,6 +41,7 @@ from policyc.kvmi import (
     Hello,
     HelloAnswer,
     HelloForm,
+    InjectException,
     KernelConnection,
     MsrEntry,
     NewValue,
@@ -55,6 +56,7 @@ from policyc.kvmi import (
     ToolConnection,
     TranslateGva,
     TranslateGvaReply,
+    TrapData,
     VcpuState,
     page_entries,
 )
@@ -183,6 +185,9 @@ class ScriptedKernel:
         rights: rights that the tool has set, by frame.
         answers: what the tool did with events, in order.
         silent_pauses: vCPUs whose PAUSE event doesn't come by itself.
+        injections: the exception that each vCPU is to be given at its next entry into the guest.
+        overtaking: vectors that are delivered instead, one for each injection, which is lost then.
+        silent_traps: whether TRAP events don't come by themselves.
     """
 
     dialect: Dialect
@@ -195,6 +200,9 @@ class ScriptedKernel:
     rights: dict[Gfn, int] = field(default_factory=dict)
     answers: list[EventAnswer] = field(default_factory=list)
     silent_pauses: set[int] = field(default_factory=set)
+    injections: dict[int, InjectException] = field(default_factory=dict)
+    overtaking: list[int] = field(default_factory=list)
+    silent_traps: bool = False
 
     def __post_init__(self) -> None:
         self.memory, self.root = guest_memory(self.slide)
@@ -222,14 +230,23 @@ class ScriptedKernel:
                     if isinstance(command, PauseVcpu) and result is DONE and command.vcpu not in self.silent_pauses:
                         rip = IMAGE_BASE + self.slide + 0x1000
                         self.kernel.send_event(EventKind.PAUSE, command.vcpu, self.vcpu_state(rip, 0), None)
-                case EventReplyReceived(action=action, data=reply_data, kind=kind):
-                    if kind is not EventKind.PAUSE:
+                case EventReplyReceived(vcpu=vcpu, action=action, data=reply_data, kind=kind):
+                    if kind not in (EventKind.PAUSE, EventKind.TRAP):
                         value = reply_data if isinstance(reply_data, NewValue) else None
                         self.answers.append(EventAnswer(action, value))
+                    self._enter(vcpu)
                 case HelloAnswer():
                     pass
                 case other:
                     raise AssertionError(f"the tool sent {other}")
+
+    def _enter(self, vcpu: int) -> None:
+        """The vCPU goes on: first of all it is given what was injected, or loses it to something else."""
+        injected = None if self.silent_traps else self.injections.pop(vcpu, None)
+        if injected is not None:
+            vector = self.overtaking.pop(0) if self.overtaking else injected.vector
+            state = self.vcpu_state(IMAGE_BASE + self.slide + 0xA10, 0)
+            self.kernel.send_event(EventKind.TRAP, vcpu, state, TrapData(vector, 0, 0))
 
     def _note(self, command: Command) -> None:
         self.commands.append(command)
@@ -266,6 +283,11 @@ class ScriptedKernel:
                     self.rights[gfn_of(gpa)] = rights
                     if rights == 7:
                         del self.rights[gfn_of(gpa)]
+                return DONE
+            case InjectException(vcpu=vcpu):
+                if vcpu in self.injections:
+                    return ErrorCode.EBUSY
+                self.injections[vcpu] = command
                 return DONE
             case CheckCommand() | CheckEvent():
                 return DONE
