@@ -20,8 +20,15 @@ KNOWN = (
     "8f03",
     "50",
     "0f944303",
+    "0f7f03",
+    "0f38f103",
+    "480f38f003",
+    "d93b",
+    "d7",
+    "480f4503",
 )
-UNKNOWN = ("480fc70b", "0fae23", "dd5308", "c5fe7f03", "0f1303", "f20f1103", "660fd603", "0fae1b")
+LOADS = ("d92b", "d903", "dc03", "660ffc03", "f30f5803", "0f7e03", "480f7e03", "660f38f103")
+UNKNOWN = ("480fc70b", "0fae23", "dd5308", "c5fe7f03", "0f1303", "f20f1103", "660fd603", "0fae1b", *LOADS)
 
 
 @pytest.mark.parametrize("code", KNOWN)
