@@ -11,7 +11,7 @@ nobody guards: there Unicorn's memory hooks tell what an instruction reads and w
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -27,7 +27,7 @@ from policyc.emulator.image import small_system_map
 from policyc.emulator.introspection import Introspection
 from policyc.emulator.small_machine import SmallMachine
 from policyc.guest.readers import build_profile
-from policyc.kvmi import V12, Dialect, Hello, HelloForm, Status, ToolConnection
+from policyc.kvmi import V12, Command, Dialect, Hello, HelloForm, Status, ToolConnection
 from policyc.kvmi import Reply as CommandReply
 from policyc.plan.model import Plan
 from policyc.runtime.enforcer import step
@@ -44,8 +44,10 @@ __all__ = [
     "GUARDED_WRITES",
     "HEAD",
     "LAB",
+    "LAB_GPA",
     "OBJECT",
     "PLAIN",
+    "POLICY",
     "SECRET",
     "SECRET_HEAD",
     "SOURCE_AT",
@@ -215,6 +217,13 @@ class Laboratory:
         engine.flush_tlb()
         self.vcpu.halted = False
 
+    def map(self, page: int, frame: int | None) -> None:
+        """Let a page of the laboratory lead to the frame of another, or nowhere; RAM as the host sees it."""
+        machine = self.machine
+        entry = machine.gpa(machine.symbol("level1_module_pgt")) + 8 * (LAB // PAGE_SIZE % 512 + page)
+        machine.memory.write(Gpa(entry), struct.pack("<Q", 0 if frame is None else LAB_GPA + frame * PAGE_SIZE | 3))
+        self.engine.flush_tlb()
+
     def outcome(self) -> Outcome:
         """The state as it is now."""
         engine, machine = self.engine, self.machine
@@ -284,6 +293,7 @@ class Guarded:
     Attributes:
         records: what the enforcer wrote down since the last run began.
         state: the enforcer's.
+        meanwhile: is called with every command before the kernel gets it: time for another vCPU.
     """
 
     def __init__(self, dialect: Dialect, cpu: str, policy: str = POLICY) -> None:
@@ -299,7 +309,7 @@ class Guarded:
         self.session = Introspection(self.lab.machine, dialect, hello)
         self.state = State(_compiled(policy))
         self.records: list[Record] = []
-        self.events = 0
+        self.meanwhile: Callable[[Command], None] = lambda command: None
         self._wire = ToolConnection()
         self._tickets: dict[int, int] = {}
         self._slots = iter(range(SLOTS))
@@ -380,6 +390,7 @@ class Guarded:
                 case Reply(event, action, data):
                     self._wire.reply(event, action, data)
                 case Send(ticket, command):
+                    self.meanwhile(command)
                     self._tickets[self._wire.send(command)] = ticket
                 case GreetVmm():
                     self._wire.answer_hello()
