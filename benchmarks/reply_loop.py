@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from policyc.addresses import Gva
 from policyc.kvmi import V7, EventKind, PageAccess, PfData
+from policyc.runtime.enforcer import step
 from policyc.runtime.session import Session
 from policyc.runtime.state import State
 from tests.support.scripted_kernel import IMAGE_BASE, SLIDE, ScriptedKernel, compile_plan, gpa_of
@@ -111,7 +112,7 @@ def session_rate(link_address: int, events: int, *, raw: bool) -> float:
     plan = compile_plan(POLICY)
 
     def serve(link: socket.socket) -> None:
-        Session(State(plan), link, lambda record: None).run()
+        Session(State(plan), step, link, lambda record: None).run()
 
     return events / in_child(lambda link, report: play_kernel(link, link_address, events, report, raw=raw), serve)
 
