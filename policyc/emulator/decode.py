@@ -70,7 +70,6 @@ class Instruction:
         repeated: has a REP prefix.
         operands: memory operands.
         registers: names of the register operands, in order; `cr4` for a control register.
-        opcode: its opcode bytes.
         narrow: has an operand-size prefix.
     """
 
@@ -79,7 +78,6 @@ class Instruction:
     repeated: bool
     operands: tuple[MemoryOperand, ...]
     registers: tuple[str, ...]
-    opcode: bytes
     narrow: bool
 
 
@@ -114,7 +112,6 @@ def decode(code: bytes) -> Instruction | None:
             repeated=names[0].startswith("rep"),
             operands=operands,
             registers=registers,
-            opcode=bytes(insn.opcode).rstrip(b"\0"),
             narrow=_OPERAND_SIZE_PREFIX in insn.prefix,
         )
     return None

@@ -13,34 +13,52 @@ if TYPE_CHECKING:
 
 __all__ = ["emulated"]
 
-_CONDITIONS: Final = ("a", "ae", "b", "be", "e", "g", "ge", "l", "le", "ne", "no", "np", "ns", "o", "p", "s")
-_STRINGS: Final = frozenset(name + size for name in ("movs", "cmps", "stos", "lods", "scas") for size in "bwdq")
-_EMULATED: Final = frozenset(
-    f"""
-    adc add and cmp dec div idiv imul inc mul neg not or sbb sub test xor
-    rcl rcr rol ror sal sar shl shld shr shrd bsf bsr bt btc btr bts
-    mov movabs movbe movnti movsx movsxd movzx xchg xadd cmpxchg cmpxchg8b xlatb
-    {" ".join("set" + condition for condition in _CONDITIONS)}
-    {" ".join("cmov" + condition for condition in _CONDITIONS)}
-    call enter iret iretd iretq jmp lcall leave ljmp pop popf popfq push pushf pushfq ret retf retfq
-    insb insd insw outsb outsd outsw
-    movapd movaps movdqa movdqu movntdq movntpd movntps movupd movups
-    fnstcw fnstsw fxrstor fxrstor64 fxsave fxsave64
-    clflush clflushopt invlpg lfs lgdt lgs lidt lldt lmsw lss ltr sgdt sidt sldt smsw str
-    """.split()
-)
-"""MOVSS and MOVSD aren't among them, which the tables of Linux 5.4 take for MOVUPS."""
+_X87: Final = "f"
+_X87_EMULATED: Final = frozenset({"fnstcw", "fnstsw"})
+"""FXSAVE and FXRSTOR begin with that letter too, and are given up in 64-bit code (`check_fxsr`)."""
 
-_MMX_MOVES: Final = (b"\x0f\x6f", b"\x0f\x7f")
+_VEX_OR_EVEX: Final = "v"
+
+_VECTOR: Final = "xmm"
+_VECTOR_EMULATED: Final = frozenset(
+    {"movapd", "movaps", "movdqa", "movdqu", "movntdq", "movntpd", "movntps", "movupd", "movups"}
+)
+_VECTOR_TO_GENERAL: Final = ("cvt", "maskmov")
+"""Where no vector register is named although memory is read or written as part of one."""
+
+_MMX: Final = "mm"
+_MMX_EMULATED: Final = frozenset({"movq"})
+
+_STATE: Final = frozenset(
+    {
+        *("xsave", "xsavec", "xsaveopt", "xsaves", "xrstor", "xrstors", "ldmxcsr", "stmxcsr"),
+        *("xsave64", "xsavec64", "xsaveopt64", "xsaves64", "xrstor64", "xrstors64"),
+        *("bndldx", "bndstx", "rstorssp", "clrssbsy", "ptwrite"),
+    }
+)
+_GENERAL: Final = frozenset(
+    {
+        *("cmpxchg16b", "adcx", "adox", "crc32", "popcnt", "lar", "lsl", "movdir64b", "movdiri"),
+        *("bndcl", "bndcn", "bndcu", "bndmk", "bndmov", "wrssd", "wrssq", "wrussd", "wrussq"),
+        *("cldemote", "clflushopt", "clwb", "invept", "invpcid", "invvpid"),
+    }
+)
+
+_SIXTEEN_BITS: Final = 2
+"""The operand size that MOVBE isn't known with, since its prefix selects another column of the table."""
 
 
 def emulated(insn: Instruction) -> bool:
     """Whether KVM's emulator performs the memory access of this instruction."""
-    if insn.name in _STRINGS:
-        # SSE has a MOVSD and a CMPSD too.
-        return insn.opcode[:1] != b"\x0f"
-    if insn.name == "movq":
-        return insn.opcode in _MMX_MOVES and insn.registers[0].startswith("mm")
-    if insn.name == "movbe":
-        return not insn.narrow
-    return insn.name in _EMULATED
+    name = insn.name
+    if name.startswith(_X87):
+        return name in _X87_EMULATED
+    if name.startswith(_VEX_OR_EVEX) or name in _STATE or name in _GENERAL:
+        return False
+    if name == "movbe":
+        return insn.operands[0].size != _SIXTEEN_BITS
+    if any(register.startswith(_VECTOR) for register in insn.registers):
+        return name in _VECTOR_EMULATED
+    if any(register.startswith(_MMX) for register in insn.registers):
+        return name in _MMX_EMULATED
+    return not name.startswith(_VECTOR_TO_GENERAL)
