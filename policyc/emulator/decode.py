@@ -28,6 +28,10 @@ _PAGE: Final = ~(PAGE_SIZE - 1)
 
 _STACK_WRITERS: Final = {"push": 8, "call": 8, "pushfq": 8, "pushf": 8, "enter": 8, "lcall": 16}
 _STACK_READERS: Final = {"pop": 8, "ret": 8, "popfq": 8, "popf": 8, "retf": 16, "retfq": 16, "iretq": 40, "iretd": 20}
+_NARROWED: Final = frozenset({"push", "pop", "pushf", "popf", "enter", "leave"})
+_NARROW_SLOT: Final = 2
+_OPERAND_SIZE_PREFIX: Final = 0x66
+_BYTES_AT_RDI: Final = {"maskmovdqu": 16, "maskmovq": 8}
 _SIZES: Final = {"fxsave": 512, "fxrstor": 512, "fxsave64": 512, "fxrstor64": 512, "xsave": 576, "xrstor": 576}
 _BIT_TESTS: Final = frozenset({"bt", "bts", "btr", "btc"})
 
@@ -66,6 +70,7 @@ class Instruction:
         repeated: has a REP prefix.
         operands: memory operands.
         registers: names of the register operands, in order; `cr4` for a control register.
+        narrow: has an operand-size prefix.
     """
 
     name: str
@@ -73,6 +78,7 @@ class Instruction:
     repeated: bool
     operands: tuple[MemoryOperand, ...]
     registers: tuple[str, ...]
+    narrow: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +106,14 @@ def decode(code: bytes) -> Instruction | None:
             for operand in insn.operands
             if operand.type == x86.X86_OP_MEM
         )
-        return Instruction(names[-1], insn.size, names[0].startswith("rep"), operands, registers)
+        return Instruction(
+            name=names[-1],
+            size=insn.size,
+            repeated=names[0].startswith("rep"),
+            operands=operands,
+            registers=registers,
+            narrow=_OPERAND_SIZE_PREFIX in insn.prefix,
+        )
     return None
 
 
@@ -116,15 +129,22 @@ def accesses(insn: Instruction, registers: Mapping[str, int]) -> list[Access]:
     ]
     stack = registers["rsp"]
     if insn.name in _STACK_WRITERS:
-        size = _STACK_WRITERS[insn.name]
+        size = _slot(insn, _STACK_WRITERS)
         found.append(Access((stack - size) & _MASK, size, read=False, written=True))
     if insn.name in _STACK_READERS:
-        found.append(Access(stack, _STACK_READERS[insn.name], read=True, written=False))
+        found.append(Access(stack, _slot(insn, _STACK_READERS), read=True, written=False))
     if insn.name == "leave":
         found.append(Access(registers["rbp"], 8, read=True, written=False))
     if insn.name == "xlatb":
         found.append(Access((registers["rbx"] + (registers["rax"] & 0xFF)) & _MASK, 1, read=True, written=False))
+    if insn.name in _BYTES_AT_RDI:
+        found.append(Access(registers["rdi"], _BYTES_AT_RDI[insn.name], read=False, written=True))
     return found
+
+
+def _slot(insn: Instruction, sizes: Mapping[str, int]) -> int:
+    """How much of the stack it reads or writes."""
+    return _NARROW_SLOT if insn.narrow and insn.name in _NARROWED else sizes[insn.name]
 
 
 def address_in_page(insn: Instruction, registers: Mapping[str, int], page: int, *, write: bool) -> Gva:

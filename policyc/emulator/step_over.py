@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from policyc.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
+from policyc.emulator.decode import INSTRUCTION_MAX, decode
 from policyc.emulator.kvm_emulator import emulated
 from policyc.emulator.stops import BudgetSpent, PageViolation
 from policyc.emulator.walk import READ, translate
@@ -27,44 +28,79 @@ REPEATS_MAX = 65536
 """Rounds of a REP instruction that are done at once after a reply with `rep_complete`."""
 
 
-def violation(vcpu: Vcpu, stop: PageViolation, lifted: Mapping[int, int] | None = None) -> None:
+def violation(
+    vcpu: Vcpu, stop: PageViolation, lifted: Mapping[int, int] | None = None, fetched: bytes | None = None
+) -> None:
     """Report an access that was caught.
 
     Args:
         lifted: rights that earlier answers gave back for the same instruction.
+        fetched: the instruction as it was when its first access was caught.
     """
+    code = vcpu.engine.read_virtual(vcpu.engine.get("rip"), INSTRUCTION_MAX) if fetched is None else fetched
 
     def resume(action: Action | None, data: EventReplyData | None) -> None:
         if action is Action.CONTINUE:
-            _perform(vcpu, stop, dict(lifted or {}), data if isinstance(data, PfReply) else None)
+            _perform(vcpu, stop, dict(lifted or {}), data if isinstance(data, PfReply) else None, code)
 
     vcpu.report(EventKind.PF, PfData(stop.gva, stop.gpa, PageAccess(stop.kind)), resume)
 
 
-def _perform(vcpu: Vcpu, stop: PageViolation, lifted: dict[int, int], reply: PfReply | None) -> None:
+def _perform(vcpu: Vcpu, stop: PageViolation, lifted: dict[int, int], reply: PfReply | None, fetched: bytes) -> None:
     if not vcpu.engine.enforcing:
         return  # restrictions don't count any more: running on performs the access
-    insn = vcpu.engine.instruction()
-    if insn is not None and not emulated(insn) and not (vcpu.tool is not None and vcpu.tool.steps_by_itself):
+    insn = decode(fetched)
+    known = insn is None or emulated(insn)
+    if not known and not (vcpu.tool is not None and vcpu.tool.steps_by_itself):
         return  # entered again as it is, the guest makes the same access once more
     gfn = stop.gpa >> PAGE_SHIFT
     lifted[gfn] = lifted.get(gfn, 0) | stop.kind
     rip = vcpu.engine.get("rip")
     rounds = REPEATS_MAX if reply is not None and reply.rep_complete else 1
     for _ in range(rounds):
-        with _Substitute(vcpu, stop, reply):
+        with _Substitute(vcpu, stop, reply), _Fetched(vcpu, insn.size if insn is not None and known else 0, fetched):
             result = vcpu.engine.step(lifted)
         if isinstance(result, PageViolation):
             if rounds > 1 and result.kind in (stop.kind, READ):
                 lifted[result.gpa >> PAGE_SHIFT] = lifted.get(result.gpa >> PAGE_SHIFT, 0) | result.kind
                 continue
-            violation(vcpu, result, lifted)
+            violation(vcpu, result, lifted, fetched)
             return
         if not isinstance(result, BudgetSpent):
             vcpu.exit(result)
             return
         if vcpu.engine.get("rip") != rip:
             return
+
+
+class _Fetched:
+    """The code as the kernel's emulator fetched it, should another vCPU have changed it while the event was open.
+
+    The emulator performs what it decoded before it sent the event. What it doesn't know runs from memory as it is.
+    """
+
+    def __init__(self, vcpu: Vcpu, size: int, code: bytes) -> None:
+        self._memory = vcpu.engine.memory
+        self._now: list[tuple[Gpa, bytes]] = []
+        self._then: list[tuple[Gpa, bytes]] = []
+        rip, cr3 = vcpu.engine.get("rip"), vcpu.engine.get("cr3")
+        if vcpu.engine.read_virtual(rip, size) == code[:size]:
+            return
+        for at in range(size):
+            gpa = translate(self._memory, cr3, rip + at)
+            if gpa is not None and gpa < self._memory.size:
+                self._now.append((gpa, self._memory.read(gpa, 1)))
+                self._then.append((gpa, code[at : at + 1]))
+
+    def __enter__(self) -> None:
+        self._put(self._then)
+
+    def __exit__(self, *_: object) -> None:
+        self._put(self._now)
+
+    def _put(self, content: list[tuple[Gpa, bytes]]) -> None:
+        for gpa, byte in content:
+            self._memory.write(gpa, byte)
 
 
 class _Substitute:

@@ -106,7 +106,9 @@ def _has_hidden_access(found: capstone.CsInsn, row: Row) -> bool:
     if row.way is Way.BIT:
         return bool(found.operands[-1].type != x86.X86_OP_IMM)
     if row.way in (Way.MOVE, Way.POP) and found.operands:
-        return _names_register(found, 0, SEGMENTS)
+        # With REX.W KVM's emulator stores eight bytes of a selector (`em_store_sreg`), a processor two.
+        widened = bool(found.rex & REX_W) and _names_register(found, len(found.operands) - 1, SEGMENTS)
+        return widened or _names_register(found, 0, SEGMENTS)
     return False
 
 

@@ -76,9 +76,13 @@ _TABLE: tuple[tuple[Way, int | Extent, str], ...] = (
     (Way.MOVE, Extent.WIDTH, "movnti"),
     (Way.MOVE, Extent.OPERAND, "movapd movaps movdqa movdqu movntdq movntpd movntps movupd movups"),
     (Way.MOVE, 1, _SETCC + " pextrb"),
-    (Way.MOVE, 2, "fnstcw fnstsw pextrw sldt smsw str"),
-    (Way.MOVE, 4, "extractps movd movntss movss pextrd stmxcsr"),
-    (Way.MOVE, 8, "movhpd movhps movlpd movlps movntq movntsd movq movsd pextrq"),
+    (Way.MOVE, 2, "fnstcw fnstsw pextrw smsw"),
+    # At most: KVM's emulator stores eight bytes with REX.W (`em_store_sreg`), a processor two.
+    (Way.MOVE, Extent.WIDTH, "sldt str"),
+    (Way.MOVE, 4, "extractps movd movntss pextrd stmxcsr"),
+    (Way.MOVE, 8, "movhpd movhps movlpd movlps movntq movntsd movq pextrq"),
+    # At most: KVM's emulator in Linux 5.4 takes both for MOVUPS, whatever their prefix (`pfx_0f_10_0f_11`).
+    (Way.MOVE, 16, "movsd movss"),
     (Way.MOVE, Extent.OPERAND, "fist fistp fisttp fst fstp"),
     (Way.MOVE, 10, "fbstp"),
     # At most, for those three: 14 and 94 bytes in 16-bit form, and FXSAVE leaves its last 48 bytes alone. FNSAVE is 108

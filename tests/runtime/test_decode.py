@@ -32,22 +32,23 @@ SIZES = """
     d913 - 4          d91b - 4          dd1b - 8          db3b - 10        dd03 8 -          db2b 10 -
     db1b - 4          df3b - 8          df1b - 2          dd0b - 8         df33 - 10         df23 10 -
     d933 - 28         d923 28 -         dd33 - 136        dd23 136 -       d93b - 2          dd3b - 2
-    0f1103 - 16       660f7f03 - 16     f30f7f03 - 16     0f2903 - 16      f30f1103 - 4      f20f1103 - 8
+    0f1103 - 16       660f7f03 - 16     f30f7f03 - 16     0f2903 - 16      f30f1103 - 16     f20f1103 - 16
     660f7e03 - 4      66480f7e03 - 8    660fd603 - 8      0f7e03 - 4       0f7f03 - 8        0f1303 - 8
     0f1703 - 8        660f1703 - 8      660fe703 - 16     0f2b03 - 16      0fe703 - 8        0fc303 - 4
     480fc303 - 8      66480fc303 - 8    660f3a140301 - 1  660f3a150301 - 2 660f3a160301 - 4  660f3a170301 - 4
     0f1003 16 -       660f6f03 16 -     f30f7e03 8 -      0fae03 - 512     480fae03 - 512    0fae0b 512 -
-    0fae1b - 4        0fae13 4 -        0f0103 - 10       0f010b - 10      0f0003 - 2        0f0123 - 2
+    0fae1b - 4        0fae13 4 -        0f0103 - 10       0f010b - 10      0f0003 - 4        0f0123 - 2
     660ff7c1 - 16     0ff7c1 - 8        0fae23 - -        0fc723 - -       0fc72b - -        0fae2b - -
     0f38f103 - -      0fc71b - -        48cf - -          cb - -           90 - -            488d03 - -
     c5fa7f03 - 16     c5fe7f03 - 32     62f17e487f03 - 64 62f17f297f03 - 32                  c5fe6f03 32 -
+    488c1b - -          480f000b - 8      f30f1003 16 -
     c5fb1103 - 8      c4e27d2e03 - -    62f27d49a20483 - -
 """
 CASES = [tuple(SIZES.split()[index : index + 3]) for index in range(0, len(SIZES.split()), 3)]
 
 UPPER_BOUNDS = """
-    bnd call fldenv fnsave fnstenv frstor fxrstor fxrstor64 fxsave fxsave64 jmp leave maskmovdqu maskmovq notrack
-    pop popf popfd popfq push pushf pushfd pushfq rep repne repz repnz ret
+    bnd call fldenv fnsave fnstenv frstor fxrstor fxrstor64 fxsave fxsave64 jmp leave maskmovdqu maskmovq movsd movss
+    notrack pop popf popfd popfq push pushf pushfd pushfq rep repne repz repnz ret sldt str
 """
 AT_MOST = frozenset(UPPER_BOUNDS.split())
 """Mnemonics whose size is an upper bound; with a prefix, what stands before them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from policyc.kvmi import (
     Action,
     Command,
     ControlEvents,
+    CpuMode,
     ErrorCode,
     EventKind,
     GetInfo,
@@ -73,6 +75,22 @@ def test_size__is_not_trusted_where_rip_leads_to_other_guarded_code_than_was_bou
     assert write_to(talk, GUARDED - 100, rip=MODULE_GVA) == SKIPPED
 
 
+@pytest.mark.parametrize("mode", [CpuMode.REAL, CpuMode.PROTECTED], ids=lambda mode: mode.name)
+@pytest.mark.parametrize(
+    ("code", "answer"), [(STORE, "injected exception 13"), (b"\x88\x07", "skipped the instruction")]
+)
+def test_code_is_decoded_in_the_mode_that_the_event_tells(mode: CpuMode, code: bytes, answer: str) -> None:
+    """Outside long mode `48` is no prefix but an instruction, which isn't a store."""
+    talk = armed(V12, TEXT, OBJECT)
+    talk.peer.memory.write(gpa_of(SCHEDULE), code)
+    state = replace(talk.peer.vcpu_state(SCHEDULE + SLIDE, 0), mode=mode)
+    data = PfData(Gva(GUARDED + SLIDE), gpa_of(GUARDED), PageAccess.W)
+    talk.peer.kernel.send_event(EventKind.PF, 0, state, data)
+    talk.talk()
+    assert talk.peer.answers == [SKIPPED]
+    assert done(talk) == [answer]
+
+
 def test_read_denied__gets_a_general_protection_fault() -> None:
     talk = armed(V7, "deny read, write, execute to kernel:guarded_object")
     data = PfData(Gva(GUARDED + SLIDE), gpa_of(GUARDED), PageAccess.R)
@@ -98,7 +116,6 @@ def moved_gdt(talk: Conversation) -> None:
             return None
         reply = talk.peer.carry_out(command)
         assert isinstance(reply, GetRegistersReply)
-        from dataclasses import replace
 
         table = DescriptorTable(IMAGE_BASE + SLIDE + 0x7000, 0x7F)
         return replace(reply, sregs=replace(reply.sregs, gdt=table))
@@ -195,7 +212,6 @@ def test_slow_firmware__is_given_up_after_the_time_it_has() -> None:
         talk.now += 4.0
         reply = talk.peer.carry_out(command)
         assert isinstance(reply, GetRegistersReply)
-        from dataclasses import replace
 
         return replace(reply, msrs=tuple(replace(entry, data=0) for entry in reply.msrs))
 
@@ -218,7 +234,6 @@ def test_event_that_nobody_asked_for__is_answered_and_said() -> None:
 
 
 def test_plan_for_another_dialect__is_refused_before_anything_is_asked() -> None:
-    from dataclasses import replace
 
     talk = Conversation(replace(compile_plan(CALLS), target="kvmi-v12"), ScriptedKernel(V7))
     talk.connect()
