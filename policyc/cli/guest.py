@@ -85,6 +85,7 @@ def command() -> None:
 )
 @click.option("--deaf-frames", is_flag=True, help="Miss writes to half of all frames, as deployed v7 kernels do.")
 @click.option("--crash-ignored", is_flag=True, help="Go on after the answer CRASH, as some VMMs do.")
+@click.option("--views", is_flag=True, help="Let the tool switch EPT views; on intel, in v7.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of sentences.")
 def run(
     socket: str | None,
@@ -102,6 +103,7 @@ def run(
     firmware: float,
     deaf_frames: bool,
     crash_ignored: bool,
+    views: bool,
     as_json: bool,
 ) -> int:
     """Run the guest until it is told to end.
@@ -143,6 +145,7 @@ def run(
         json=as_json,
         deaf_frames=deaf_frames,
         crash_ignored=crash_ignored,
+        views=views,
     )
     return run_guest(options, sys.stdin, sys.stdout)
 

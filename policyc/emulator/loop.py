@@ -154,7 +154,7 @@ class Loop:
                 DIALECTS[self._options.dialect],
                 self._hello(),
                 secret=self._secret,
-                behaviour=Behaviour(self._options.deaf_frames, self._options.crash_ignored),
+                behaviour=Behaviour(self._options.deaf_frames, self._options.crash_ignored, self._options.views),
             )
             self._heard = now
             self._problem = None

@@ -35,6 +35,7 @@ class GuestOptions:
         json: one JSON object a line instead of sentences.
         deaf_frames: behave as deployed v7 kernels do (see `Behaviour`).
         crash_ignored: go on after an event was answered CRASH.
+        views: EPT views can be switched (see `Behaviour`).
     """
 
     socket: Path | None = None
@@ -54,3 +55,4 @@ class GuestOptions:
     json: bool = False
     deaf_frames: bool = False
     crash_ignored: bool = False
+    views: bool = False

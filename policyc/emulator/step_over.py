@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from policyc.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
 from policyc.emulator.kvm_emulator import emulated
 from policyc.emulator.stops import BudgetSpent, PageViolation
-from policyc.emulator.walk import READ, translate
+from policyc.emulator.walk import FETCH, READ, translate
 from policyc.kvmi import Action, EventKind, EventReplyData, PageAccess, PfData, PfReply
 
 if TYPE_CHECKING:
@@ -27,15 +27,21 @@ REPEATS_MAX = 65536
 """Rounds of a REP instruction that are done at once after a reply with `rep_complete`."""
 
 
-def violation(vcpu: Vcpu, stop: PageViolation, lifted: Mapping[int, int] | None = None) -> None:
+def violation(
+    vcpu: Vcpu, stop: PageViolation, lifted: Mapping[int, int] | None = None, *, fetched: bool = False
+) -> None:
     """Report an access that was caught.
 
     Args:
         lifted: rights that earlier answers gave back for the same instruction.
+        fetched: the processor's own fetch has been reported, and KVM's emulator now makes the same one.
     """
 
     def resume(action: Action | None, data: EventReplyData | None) -> None:
-        if action is Action.CONTINUE:
+        again = stop.kind == FETCH and not fetched and vcpu.tool is not None and vcpu.tool.fetches_twice
+        if action is Action.CONTINUE and again:
+            violation(vcpu, stop, lifted, fetched=True)
+        elif action is Action.CONTINUE:
             _perform(vcpu, stop, dict(lifted or {}), data if isinstance(data, PfReply) else None)
 
     vcpu.report(EventKind.PF, PfData(stop.gva, stop.gpa, PageAccess(stop.kind)), resume)
@@ -89,7 +95,7 @@ class _Substitute:
         size = max((operand.size for operand in insn.operands if operand.read), default=1) if insn else 1
         gpa = translate(self._memory, vcpu.engine.get("cr3"), start)
         if gpa is not None and stop.gva + size <= reply.ctx_addr + len(reply.ctx_data):
-            self._at = gpa
+            self._at = vcpu.engine.backing(gpa)
             self._data = reply.ctx_data[start - reply.ctx_addr : end - reply.ctx_addr]
 
     def __enter__(self) -> None:
