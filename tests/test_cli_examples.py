@@ -14,7 +14,7 @@ from policyc.cli.main import COMMANDS
 from tests.support.policyc_command import call_policyc
 from tests.support.small_kernel import SYSTEM_MAP, write_small_kernel
 
-WAITING = {("run",), ("guest", "run"), ("doctor",)}
+WAITING = {("run",), ("guest", "run"), ("guest", "replay"), ("doctor",)}
 """Commands that wait for a peer: tests of their own run them, and here their examples are parsed only."""
 
 Words = tuple[str, ...]

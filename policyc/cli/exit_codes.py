@@ -76,6 +76,7 @@ class Failure:
 FAILURES: tuple[Failure, ...] = (
     Failure("policyc.guest.errors", "ProfileError", ExitCode.ARTIFACT_REFUSED),
     Failure("policyc.plan.store", "PlanRefusedError", ExitCode.ARTIFACT_REFUSED),
+    Failure("policyc.emulator.recording", "RecordingError", ExitCode.ARTIFACT_REFUSED),
     Failure("policyc.plan.tables", "UnresolvedPlaceError", ExitCode.ARTIFACT_REFUSED),
     Failure("policyc.runtime.service", "PlanUnsupportedError", ExitCode.ARTIFACT_REFUSED),
     Failure("policyc.runtime.transport", "TransportError", ExitCode.INPUT_OUTPUT),

@@ -15,6 +15,7 @@ from policyc.cli.artifact_files import read_secret, shown_name
 from policyc.cli.atomic_file import write_atomically
 from policyc.cli.command_table import examples
 from policyc.cli.exit_codes import CommandError, ExitCode
+from policyc.cli.guest_replay import command as replay
 
 __all__ = ["command"]
 
@@ -85,6 +86,8 @@ def command() -> None:
 )
 @click.option("--deaf-frames", is_flag=True, help="Miss writes to half of all frames, as deployed v7 kernels do.")
 @click.option("--crash-ignored", is_flag=True, help="Go on after the answer CRASH, as some VMMs do.")
+@click.option("--record", metavar="FILE", help="Keep what is said on the socket in FILE, see `policyc guest replay`.")
+@click.option("--views", is_flag=True, help="Let the tool switch EPT views; on intel, in v7.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of sentences.")
 def run(
     socket: str | None,
@@ -102,6 +105,8 @@ def run(
     firmware: float,
     deaf_frames: bool,
     crash_ignored: bool,
+    record: str | None,
+    views: bool,
     as_json: bool,
 ) -> int:
     """Run the guest until it is told to end.
@@ -143,6 +148,8 @@ def run(
         json=as_json,
         deaf_frames=deaf_frames,
         crash_ignored=crash_ignored,
+        record=Path(record) if record is not None else None,
+        views=views,
     )
     return run_guest(options, sys.stdin, sys.stdout)
 
@@ -192,6 +199,9 @@ def profile(output: str) -> ExitCode:
     write_atomically(Path(output), content)
     click.echo(f"{shown_name(output)}: the profile of the small guest's kernel", err=True)
     return ExitCode.OK
+
+
+command.add_command(replay)
 
 
 def _check_attack(name: str) -> None:

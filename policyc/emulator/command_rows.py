@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from policyc.emulator.introspection import Introspection
 
-__all__ = ["CommandError", "Rows", "switch"]
+__all__ = ["CommandError", "Rows", "needs_views", "switch"]
 
 C = TypeVar("C", bound=Command)
 T = TypeVar("T")
@@ -46,6 +46,12 @@ class Rows:
     def handler(self, kind: type[Command]) -> Callable[[Introspection, Command], ReplyData] | None:
         """The handler of a command, if it is in this table."""
         return self._handlers.get(kind)
+
+
+def needs_views(session: Introspection, errno: ErrorCode = ErrorCode.EOPNOTSUPP) -> None:
+    """Refuse a command on a host without EPT views, as a running kernel of kvmi-v7 did."""
+    if not session.views:
+        raise CommandError(errno)
 
 
 def switch(members: set[T], member: T, *, enable: bool) -> None:

@@ -182,9 +182,10 @@ def _store(engine: Engine, top: int, frame: list[int], *, force: bool) -> int:
         gpa = translate(memory, engine.get("cr3"), gva)
         if gpa is None or gpa + 8 > memory.size:
             raise _CannotDeliverError(PAGE_FAULT, 0)
-        if engine.enforcing and not force and not memory.rights.get(gfn_of(gpa), ALL_RIGHTS) & WRITE:
+        rights = memory.views[engine.view].rights.get(gfn_of(gpa), ALL_RIGHTS)
+        if engine.enforcing and not force and not rights & WRITE:
             raise _RestrictedStackError(PageViolation(Gva(gva), gpa, WRITE))
-        places.append(gpa)
+        places.append(engine.backing(gpa))
     for gpa, value in zip(places, frame, strict=True):
         memory.write(gpa, (value & _MASK).to_bytes(8, "little"))
     return top - 8 * len(frame) & _MASK

@@ -55,6 +55,7 @@ VECTORS_WITH_CODE: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21})
 _CODE_FLAGS: Final = 0x00AF_9B00  # 64-bit code, present; the privilege level goes into bits 13 and 14
 _STACK_FLAGS: Final = 0x00CF_9300
 _HYPERCALLS: Final = frozenset({"vmcall", "vmmcall"})
+_SWITCH_VIEW: Final = "vmfunc"
 _INT3: Final = b"\xcc"
 _DEBUG: Final = 1
 _BREAKPOINT: Final = 3
@@ -88,6 +89,7 @@ class Engine:
         self._tlb = Tlb(self._uc, memory, self._watch)
         self._interrupt: int | None = None
         self._invalid = False
+        self._view = 0
         self.efer = self.msr_read(MSR_EFER)
         self.instructions = 0
         self._uc.hook_add(UC_HOOK_TLB_FILL, self._tlb.fill)
@@ -186,6 +188,21 @@ class Engine:
             self._tlb.enforcing = value
             self._tlb.flush()
 
+    @property
+    def view(self) -> int:
+        """The EPT view that this processor uses."""
+        return self._view
+
+    @view.setter
+    def view(self, number: int) -> None:
+        self._view = number
+        self._tlb.view = self.memory.views[number]
+        self._tlb.flush()
+
+    def backing(self, gpa: Gpa) -> Gpa:
+        """Where the byte at a guest physical address is, in the view in use."""
+        return self._tlb.view.backing(gpa)
+
     def flush_tlb(self) -> None:
         """Forget every translation."""
         self._tlb.flush()
@@ -199,7 +216,7 @@ class Engine:
             part = min(size, PAGE_SIZE - (gva & ~_PAGE))
             if gpa is None or gpa + part > self.memory.size:
                 break
-            found += self.memory.read(gpa, part)
+            found += self.memory.read(self.backing(gpa), part)
             gva += part
             size -= part
         return found
@@ -289,7 +306,7 @@ class Engine:
         rip = self.get("rip")
         here = {translate(self.memory, self.get("cr3"), address) for address in (rip, rip + INSTRUCTION_MAX)}
         stop: Stop | None = None
-        if any(gpa is not None and gpa >> PAGE_SHIFT == gfn for gpa in here):
+        if any(gpa is not None and self.backing(gpa) >> PAGE_SHIFT == gfn for gpa in here):
             self._tlb.mixed = gfn
             self._tlb.flush()
             stop = self._store_beside_code()
@@ -373,6 +390,8 @@ class Engine:
         insn = self.instruction()
         if insn is not None and insn.name in _HYPERCALLS:
             return Hypercall(insn.size)
+        if insn is not None and insn.name == _SWITCH_VIEW:
+            return Sensitive(insn)
         return GuestFault(_INVALID_OPCODE)
 
     def _exact(self, refusal: Refusal) -> Gva:

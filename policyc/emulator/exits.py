@@ -270,6 +270,17 @@ def _xsetbv(vcpu: Vcpu, _: Instruction) -> None:
         vcpu.report(EventKind.XSETBV, XsetbvData(index, old, new), vcpu.go_on)
 
 
+def _vmfunc(vcpu: Vcpu, insn: Instruction) -> None:
+    """EPTP switching by the guest, to views that the tool has made visible."""
+    engine = vcpu.engine
+    view = engine.get("rcx") & _LOW32
+    if engine.get("rax") & _LOW32 or view not in vcpu.hooks.views:
+        vcpu.fault(_INVALID_OPCODE)
+        return
+    engine.view = view
+    _skip(vcpu, insn.size)
+
+
 def _syscall(vcpu: Vcpu, _: Instruction) -> None:
     if vcpu.engine.msr_read(MSR_EFER) & _EFER_SCE:
         enter_syscall(vcpu.engine)
@@ -284,5 +295,6 @@ _SENSITIVE: Final[Mapping[str, Callable[[Vcpu, Instruction], None]]] = {
     "cpuid": _cpuid,
     "xsetbv": _xsetbv,
     "syscall": _syscall,
+    "vmfunc": _vmfunc,
     **dict.fromkeys(_DESCRIPTORS, _descriptor),
 }

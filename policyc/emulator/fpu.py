@@ -25,7 +25,12 @@ _ST: Final = 32
 _XMM: Final = 160
 _XMM_END: Final = _XMM + 16 * 16
 _XSTATE_BV: Final = 512
-_X87_AND_SSE: Final = 3
+_X87: Final = 1
+_SSE: Final = 2
+_INITIAL_CONTROL: Final = 0x37F
+_INITIAL_MXCSR: Final = 0x1F80
+_INITIAL: Final = _HEAD.pack(_INITIAL_CONTROL, 0, 0, 0, 0, 0, _INITIAL_MXCSR, 0).ljust(XSAVE_BYTES, b"\0")
+_X87_PARTS: Final = ((0, 24), (_ST, _XMM - _ST))
 _MXCSR_MASK: Final = 0xFFFF
 _EMPTY: Final = 3
 
@@ -39,14 +44,17 @@ def read_xsave(engine: Engine) -> bytes:
     control, status, tags, mxcsr = (_word(engine, register) for register in (_CONTROL, _STATUS, _TAGS, _MXCSR))
     abridged = sum(1 << number for number in range(8) if tags >> 2 * number & 3 != _EMPTY)
     area = bytearray(XSAVE_BYTES)
-    _HEAD.pack_into(area, 0, control, status, abridged, 0, 0, 0, mxcsr, _MXCSR_MASK)
+    _HEAD.pack_into(area, 0, control, status, abridged, 0, 0, 0, mxcsr, 0)
     for at, register in zip(range(_ST, _XMM, 16), _ST_REGISTERS, strict=True):
         value = engine.read_native(register)
         assert isinstance(value, tuple)
         struct.pack_into("<QH", area, at, *value)
     for at, register in zip(range(_XMM, _XMM_END, 16), _XMM_REGISTERS, strict=True):
         area[at : at + 16] = _word(engine, register).to_bytes(16, "little")
-    struct.pack_into("<Q", area, _XSTATE_BV, _X87_AND_SSE)
+    # A component in its initial state isn't in use, and its bit is 0, as XSAVEOPT and the kernel's copy have it.
+    x87 = any(area[at : at + size] != _INITIAL[at : at + size] for at, size in _X87_PARTS)
+    sse = mxcsr != _INITIAL_MXCSR or any(area[_XMM:_XMM_END])
+    struct.pack_into("<Q", area, _XSTATE_BV, x87 * _X87 | sse * _SSE)
     return bytes(area)
 
 
@@ -58,9 +66,16 @@ def write_xsave(engine: Engine, area: bytes) -> None:
     """
     area = area.ljust(XSAVE_BYTES, b"\0")
     (components,) = struct.unpack_from("<Q", area, _XSTATE_BV)
-    control, status, abridged, _, _, _, mxcsr, _ = _HEAD.unpack_from(area)
-    if components & ~_X87_AND_SSE or mxcsr & ~_MXCSR_MASK:
+    mxcsr: int = _HEAD.unpack_from(area)[6]
+    if components & ~(_X87 | _SSE) or mxcsr & ~_MXCSR_MASK:
         raise XsaveError
+    # XRSTOR: a component whose bit is 0 gets its initial state, whatever stands in the area; MXCSR is always loaded.
+    loaded = bytearray(area)
+    for bit, parts in ((_X87, _X87_PARTS), (_SSE, ((_XMM, _XMM_END - _XMM),))):
+        for at, size in parts if not components & bit else ():
+            loaded[at : at + size] = _INITIAL[at : at + size]
+    area = bytes(loaded)
+    control, status, abridged, *_ = _HEAD.unpack_from(area)
     tags = sum((0 if abridged >> number & 1 else _EMPTY) << 2 * number for number in range(8))
     for register, word in ((_CONTROL, control), (_STATUS, status), (_TAGS, tags), (_MXCSR, mxcsr)):
         engine.write_native(register, word)

@@ -25,6 +25,10 @@ class Tool(Protocol):
     def steps_by_itself(self) -> bool:
         """Whether the kernel single-steps what its emulator doesn't know."""
 
+    @property
+    def fetches_twice(self) -> bool:
+        """Whether an execute violation is reported for the processor's fetch and again for KVM's emulator's."""
+
     def report(self, vcpu: Vcpu, kind: EventKind, data: EventData | None) -> None:
         """Send an event; the answer comes through `Vcpu.answer`."""
 
@@ -59,6 +63,7 @@ class Hooks:
     Attributes:
         events: events that are switched on.
         unavailable: events that are on and never come, for want of hardware.
+        views: EPT views that the guest may switch to by itself.
         crs, msrs: registers whose writes are intercepted, if their event is on too.
         pauses: PAUSE requests whose event has not been sent.
         registers: set by SET_REGISTERS, applied with the next event reply.
@@ -67,6 +72,7 @@ class Hooks:
 
     events: set[EventKind] = field(default_factory=set)
     unavailable: set[EventKind] = field(default_factory=set)
+    views: set[int] = field(default_factory=set)
     crs: set[int] = field(default_factory=set)
     msrs: set[int] = field(default_factory=set)
     singlestep: bool = False

@@ -6,6 +6,8 @@ every message already (`policyc.kvmi.kernel`); what depends on the machine is de
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -28,11 +30,11 @@ from policyc.kvmi import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from policyc.emulator.machine import Machine
     from policyc.emulator.vcpu import Vcpu
-    from policyc.kvmi import Dialect, EventData, Hello, KernelEvent
+    from policyc.kvmi import Command, Dialect, EventData, Hello, KernelEvent
 
 __all__ = ["Behaviour", "Introspection"]
 
@@ -45,10 +47,14 @@ class Behaviour:
         deaf_frames: writes to write-protected frames whose number has bit 1 set pass without an event, while every
             reply says success; seen on kernels of branch kvmi-v7.
         crash_ignored: the VMM goes on running a vCPU whose event was answered CRASH, as kvmi-v12 leaves it free to.
+        views: the host can switch EPT views, which takes an Intel processor and kvmi-v7.
+        fetches_twice: an execute violation that is answered CONTINUE comes twice, as on the kernels that were recorded.
     """
 
     deaf_frames: bool = False
     crash_ignored: bool = False
+    views: bool = False
+    fetches_twice: bool = False
 
 
 class Introspection:
@@ -57,6 +63,8 @@ class Introspection:
     Args:
         hello: how the VMM introduces the machine.
         secret: what the tool must prove to know; None lets any tool in.
+        commands, events: what the VMM allows; None for all.
+        clock: seconds that pass; map tokens expire by it.
 
     Attributes:
         machine, dialect, behaviour: as given.
@@ -66,6 +74,7 @@ class Introspection:
         ended: why the conversation is over, or None.
         restricted: how many SET_PAGE_ACCESS commands were carried out.
         resumed: how many PAUSE events were answered.
+        map_tokens: when each token was given that still counts.
     """
 
     def __init__(
@@ -76,6 +85,9 @@ class Introspection:
         *,
         secret: bytes | None = None,
         behaviour: Behaviour = Behaviour(),
+        commands: Iterable[type[Command]] | None = None,
+        events: Iterable[EventKind] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.machine = machine
         self.dialect = dialect
@@ -86,15 +98,26 @@ class Introspection:
         self.ended: str | None = None
         self.restricted = 0
         self.resumed = 0
-        self.map_tokens = 0
+        self.map_tokens: deque[float] = deque()
+        self.clock = clock
         self._secret = secret
-        self._connection = KernelConnection(dialect, len(machine.vcpus))
+        self._connection = KernelConnection(dialect, len(machine.vcpus), commands=commands, events=events)
         self._connection.send_hello(hello)
 
     @property
     def steps_by_itself(self) -> bool:
         """See `Tool`."""
         return DIFFERENCES[self.dialect].steps_by_itself
+
+    @property
+    def fetches_twice(self) -> bool:
+        """See `Tool`."""
+        return self.behaviour.fetches_twice
+
+    @property
+    def views(self) -> bool:
+        """Whether the host can switch EPT views."""
+        return self.behaviour.views and self.machine.cpu == "intel"
 
     @property
     def armed(self) -> bool:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from policyc.emulator.recording import Recorder
+
 __all__ = ["UNSENT_MAX", "Link"]
 
 UNSENT_MAX: Final = 16 << 20
@@ -25,9 +27,11 @@ class Link:
     Args:
         path: the tool's UNIX socket.
         retry: seconds between attempts.
+        recorder: writes down what goes over it.
     """
 
-    def __init__(self, path: Path, retry: float) -> None:
+    def __init__(self, path: Path, retry: float, recorder: Recorder | None = None) -> None:
+        self._recorder = recorder
         self._path = path
         self._retry = retry
         self._next_try = 0.0
@@ -73,15 +77,20 @@ class Link:
         if self.socket is None:
             return None
         try:
-            return self.socket.recv(_READ)
+            data = self.socket.recv(_READ)
         except BlockingIOError:
             return None
         except OSError:
-            return b""
+            data = b""
+        if self._recorder is not None:
+            self._recorder.tool_said(data)
+        return data
 
     def send(self, data: bytes) -> bool:
         """Send, or keep for later; False if the tool is gone or has stopped reading for good."""
         self._unsent += data
+        if self._recorder is not None and data:
+            self._recorder.kernel_said(data)
         if self.socket is None:
             return False
         try:
@@ -96,6 +105,8 @@ class Link:
     def close(self, now: float) -> None:
         """Give up this connection; the next attempt comes after the retry time."""
         self._unsent.clear()
+        if self._recorder is not None:
+            self._recorder.end()
         self._next_try = now + self._retry
         if self.socket is not None:
             with suppress(OSError):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from policyc.emulator.machine import Machine
     from policyc.emulator.options import GuestOptions
+    from policyc.emulator.recording import Recorder
 
 __all__ = ["Loop"]
 
@@ -44,9 +45,17 @@ class Loop:
 
     Args:
         secret: contents of the cookie file, or None.
+        recorder: writes down what is said on the socket.
     """
 
-    def __init__(self, options: GuestOptions, secret: bytes | None, console: TextIO, out: TextIO) -> None:
+    def __init__(
+        self,
+        options: GuestOptions,
+        secret: bytes | None,
+        console: TextIO,
+        out: TextIO,
+        recorder: Recorder | None = None,
+    ) -> None:
         self._options = options
         self._secret = secret
         self._out = Console(out, as_json=options.json)
@@ -54,7 +63,8 @@ class Loop:
         self._machine: Machine = self._new_machine()
         self._script = Script(self._machine.routines, options.attacks, self._out)
         self._started = int(time.time())
-        self._link = Link(options.socket, options.reconnect) if options.socket is not None else None
+        self._link = Link(options.socket, options.reconnect, recorder) if options.socket is not None else None
+        self._recorder = recorder
         self._session: Introspection | None = None
         self._selector = selectors.DefaultSelector()
         self._heard = time.monotonic()
@@ -137,9 +147,19 @@ class Loop:
         if now < self._next_tick:
             return
         self._machine.tick()
+        self._write_down()
         self._next_tick += self._options.tick
         if now - self._next_tick > _LATE_MAX:
             self._next_tick = now + self._options.tick
+
+    def _write_down(self) -> None:
+        """What has been recorded goes to the file at every tick, so that little is lost if the process is killed."""
+        if self._recorder is None:
+            return
+        self._recorder.flush()
+        if self._recorder.problem is not None:
+            self._out.say("error", f"nothing is recorded any more: {self._recorder.problem}")
+            self._recorder = None
 
     # --- the tool ---
 
@@ -154,7 +174,7 @@ class Loop:
                 DIALECTS[self._options.dialect],
                 self._hello(),
                 secret=self._secret,
-                behaviour=Behaviour(self._options.deaf_frames, self._options.crash_ignored),
+                behaviour=Behaviour(self._options.deaf_frames, self._options.crash_ignored, self._options.views),
             )
             self._heard = now
             self._problem = None

@@ -1,8 +1,8 @@
 """Guest RAM: one anonymous mapping shared by every vCPU, and the rights that introspection gives to its frames.
 
-RAM begins at guest physical address 0 and has no holes. Rights are per frame and for the whole machine, as KVM keeps
-them (kvmi.rst, KVMI_VM_SET_PAGE_ACCESS); a frame without an entry is unrestricted. Reads and writes made through this
-class are the host's own: they ignore the rights.
+RAM begins at guest physical address 0 and has no holes. Rights are per frame and view and for the whole machine, as KVM
+keeps them (kvmi.rst, KVMI_VM_SET_PAGE_ACCESS); a frame without an entry is unrestricted. Reads and writes made through
+this class are the host's own: they ignore the rights.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from ctypes import addressof, c_char
 from typing import TYPE_CHECKING, Final, Protocol
 
 from policyc.addresses import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa
+from policyc.emulator.views import VIEWS, View
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -37,7 +38,7 @@ class MemoryObserver(Protocol):
     """What a processor wants to know of the memory that it shares."""
 
     def rights_changed(self) -> None:
-        """Rights of some frames are others now."""
+        """Rights of some frames, or what backs them, are others now."""
 
     def content_changed(self, frames: range) -> None:
         """Somebody else stored into these frames."""
@@ -49,14 +50,15 @@ class Memory:
     Attributes:
         size: bytes of RAM.
         quadwords: the same RAM as 64-bit words, for page walks.
-        rights: frames that are restricted, each with the rights that are left.
+        views: the EPT views; view 0 is the only one unless the tool uses others.
+        rights: frames that are restricted in view 0, each with the rights that are left.
         code_frames: frames that some processor has translated code from.
 
     Raises:
         ValueError: the size isn't one that a guest can have.
     """
 
-    __slots__ = ("_mapping", "_observers", "_view", "code_frames", "quadwords", "rights", "size")
+    __slots__ = ("_mapping", "_observers", "_view", "code_frames", "quadwords", "rights", "size", "views")
 
     def __init__(self, size: int) -> None:
         if not 0 < size <= RAM_LIMIT or size % (2 << 20):
@@ -65,7 +67,8 @@ class Memory:
         self._mapping = mmap.mmap(-1, size)
         self._view = memoryview(self._mapping)
         self.quadwords = self._view.cast("Q")
-        self.rights: dict[int, int] = {}
+        self.views = tuple(View() for _ in range(VIEWS))
+        self.rights = self.views[0].rights
         self.code_frames: set[int] = set()
         self._observers: list[MemoryObserver] = []
 
@@ -108,23 +111,35 @@ class Memory:
         self._view[gpa : gpa + len(data)] = data
         self.announce(range(gpa >> PAGE_SHIFT, (gpa + len(data) + PAGE_SIZE - 1) >> PAGE_SHIFT))
 
-    def restrict(self, entries: Iterable[tuple[int, int]]) -> None:
-        """Set the rights of frames; `ALL_RIGHTS` lifts the restriction. In force for all vCPUs on return."""
+    def restrict(self, entries: Iterable[tuple[int, int]], view: int = 0) -> None:
+        """Set the rights of frames in a view; `ALL_RIGHTS` lifts the restriction. In force for all vCPUs on return."""
+        kept = self.views[view].rights
         for gfn, rights in entries:
             if rights == ALL_RIGHTS:
-                self.rights.pop(gfn, None)
+                kept.pop(gfn, None)
             else:
-                self.rights[gfn] = rights
-        for observer in self._observers:
-            observer.rights_changed()
+                kept[gfn] = rights
+        self._tell()
+
+    def back(self, view: int, gfn: Gfn, other: Gfn) -> None:
+        """Let a frame be backed by another in a view; backing it by itself ends that."""
+        self.views[view].back(gfn, other)
+        self._tell()
 
     def lift_all(self) -> None:
-        """Forget every restriction."""
-        self.restrict([(gfn, ALL_RIGHTS) for gfn in self.rights])
+        """Forget every restriction and every change of frames, in all views."""
+        for view in self.views:
+            view.rights.clear()
+            view.frames.clear()
+        self._tell()
 
     def restrictions(self) -> Mapping[int, int]:
         """A copy of the restrictions: gfn to rights."""
         return dict(self.rights)
+
+    def _tell(self) -> None:
+        for observer in self._observers:
+            observer.rights_changed()
 
     def _check(self, gpa: int, size: int) -> None:
         if gpa < 0 or size < 0 or gpa + size > self.size:

@@ -35,6 +35,8 @@ class GuestOptions:
         json: one JSON object a line instead of sentences.
         deaf_frames: behave as deployed v7 kernels do (see `Behaviour`).
         crash_ignored: go on after an event was answered CRASH.
+        record: file to keep the conversations in, see `recording`.
+        views: EPT views can be switched (see `Behaviour`).
     """
 
     socket: Path | None = None
@@ -54,3 +56,5 @@ class GuestOptions:
     json: bool = False
     deaf_frames: bool = False
     crash_ignored: bool = False
+    record: Path | None = None
+    views: bool = False

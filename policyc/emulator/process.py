@@ -45,10 +45,14 @@ def _run(options: GuestOptions, console: TextIO, out: TextIO) -> int:
     # Imported here, since the engine is an optional extra.
     from policyc.emulator.loop import Loop
     from policyc.emulator.quirks import LayoutError
+    from policyc.emulator.recording import Recorder, RecordingError, open_recording
+    from policyc.kvmi import DIALECTS
 
     secret = options.cookie_file.read_bytes() if options.cookie_file is not None else None
     try:
-        loop = Loop(options, secret, console, out)
-    except LayoutError as error:
+        if options.record is None:
+            return Loop(options, secret, console, out).run()
+        with open_recording(options.record) as file:
+            return Loop(options, secret, console, out, Recorder(file, DIALECTS[options.dialect])).run()
+    except (LayoutError, RecordingError) as error:
         raise ValueError(str(error)) from error
-    return loop.run()

@@ -105,7 +105,7 @@ def read_state(engine: Engine) -> VcpuState:
         pat=context.msr(MSR_PAT),
         shadow_gs=context.msr(MSR_KERNEL_GS_BASE),
     )
-    return VcpuState(_mode(system), read_registers(engine), system, msrs)
+    return VcpuState(_mode(system), read_registers(engine), system, msrs, engine.view)
 
 
 def _mode(system: SystemRegisters) -> CpuMode:

@@ -14,7 +14,7 @@ from policyc.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa
 from policyc.emulator.decode import INSTRUCTION_MAX, decode
 from policyc.emulator.kvm_emulator import emulated
 from policyc.emulator.stops import BudgetSpent, PageViolation
-from policyc.emulator.walk import READ, translate
+from policyc.emulator.walk import FETCH, READ, translate
 from policyc.kvmi import Action, EventKind, EventReplyData, PageAccess, PfData, PfReply
 
 if TYPE_CHECKING:
@@ -29,19 +29,28 @@ REPEATS_MAX = 65536
 
 
 def violation(
-    vcpu: Vcpu, stop: PageViolation, lifted: Mapping[int, int] | None = None, fetched: bytes | None = None
+    vcpu: Vcpu,
+    stop: PageViolation,
+    lifted: Mapping[int, int] | None = None,
+    *,
+    code: bytes | None = None,
+    fetched: bool = False,
 ) -> None:
     """Report an access that was caught.
 
     Args:
         lifted: rights that earlier answers gave back for the same instruction.
-        fetched: the instruction as it was when its first access was caught.
+        code: the instruction as it was when its first access was caught.
+        fetched: the processor's own fetch has been reported, and KVM's emulator now makes the same one.
     """
-    code = vcpu.engine.read_virtual(vcpu.engine.get("rip"), INSTRUCTION_MAX) if fetched is None else fetched
+    seen = vcpu.engine.read_virtual(vcpu.engine.get("rip"), INSTRUCTION_MAX) if code is None else code
 
     def resume(action: Action | None, data: EventReplyData | None) -> None:
-        if action is Action.CONTINUE:
-            _perform(vcpu, stop, dict(lifted or {}), data if isinstance(data, PfReply) else None, code)
+        again = stop.kind == FETCH and not fetched and vcpu.tool is not None and vcpu.tool.fetches_twice
+        if action is Action.CONTINUE and again:
+            violation(vcpu, stop, lifted, code=seen, fetched=True)
+        elif action is Action.CONTINUE:
+            _perform(vcpu, stop, dict(lifted or {}), data if isinstance(data, PfReply) else None, seen)
 
     vcpu.report(EventKind.PF, PfData(stop.gva, stop.gpa, PageAccess(stop.kind)), resume)
 
@@ -64,7 +73,7 @@ def _perform(vcpu: Vcpu, stop: PageViolation, lifted: dict[int, int], reply: PfR
             if rounds > 1 and result.kind in (stop.kind, READ):
                 lifted[result.gpa >> PAGE_SHIFT] = lifted.get(result.gpa >> PAGE_SHIFT, 0) | result.kind
                 continue
-            violation(vcpu, result, lifted, fetched)
+            violation(vcpu, result, lifted, code=fetched)
             return
         if not isinstance(result, BudgetSpent):
             vcpu.exit(result)
@@ -125,7 +134,7 @@ class _Substitute:
         size = max((operand.size for operand in insn.operands if operand.read), default=1) if insn else 1
         gpa = translate(self._memory, vcpu.engine.get("cr3"), start)
         if gpa is not None and stop.gva + size <= reply.ctx_addr + len(reply.ctx_data):
-            self._at = gpa
+            self._at = vcpu.engine.backing(gpa)
             self._data = reply.ctx_data[start - reply.ctx_addr : end - reply.ctx_addr]
 
     def __enter__(self) -> None:

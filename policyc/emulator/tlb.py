@@ -68,6 +68,7 @@ class Tlb:
     Attributes:
         paging: registers as they were when the run began. What changes them leaves the guest first, except for the
             privilege level and RFLAGS.AC, which are read for each page.
+        view: the EPT view in use.
         enforcing: whether rights count; a vCPU whose page-fault events are off passes restricted pages.
         lifted: rights given back to frames for one step.
         mixed: frame that may be written although it holds code, for one step.
@@ -83,6 +84,7 @@ class Tlb:
         self._written: set[int] = set()
         self._descriptors = range(0)
         self.paging = Paging(0, 0, 0, 0, 0, 0)
+        self.view = memory.views[0]
         self.enforcing = False
         self.lifted: Mapping[int, int] = {}
         self.mixed: int | None = None
@@ -116,9 +118,11 @@ class Tlb:
         frame, rights = mapping
         if self.enforcing:
             gfn = frame >> PAGE_SHIFT
-            rights &= self._memory.rights.get(gfn, ALL_RIGHTS) | self.lifted.get(gfn, 0)
+            rights &= self.view.rights.get(gfn, ALL_RIGHTS) | self.lifted.get(gfn, 0)
             if not rights & kind:
                 return self._refuse(Reason.RIGHTS, kind, page, frame)
+        if self.view.frames:
+            frame = self.view.backing(frame)
         if frame < self._memory.size:
             return self._grant(entry, page, frame, kind, rights)
         if kind == FETCH:
@@ -175,4 +179,4 @@ class Tlb:
         following = translate(self._memory, self.paging.cr3, page + PAGE_SIZE)
         if following is None or following >= self._memory.size:
             return None
-        return self._memory.read(following, _FOLLOWING)
+        return self._memory.read(self.view.backing(following), _FOLLOWING)

@@ -28,6 +28,12 @@ BLIND_FRAME: Final = NOWHERE_FRAME + 0x10000
 
 _PAGE: Final = 0x1000
 _HLT: Final = b"\xf4"
+_INITIAL_FPU: Final = (
+    (x86.UC_X86_REG_FPCW, 0x37F),
+    (x86.UC_X86_REG_FPTAG, 0xFFFF),
+    (x86.UC_X86_REG_MXCSR, 0x1F80),
+)
+"""What KVM gives a new vCPU: the state that FNINIT leaves, and MXCSR as after a reset."""
 
 MSR_EFER: Final = 0xC000_0080
 _LONG_MODE: Final = 0x500  # EFER.LME and LMA
@@ -73,6 +79,8 @@ def open_engine(address: int, size: int, cpu: str = "intel") -> Uc:
     uc.reg_write(x86.UC_X86_REG_CR4, _CR4_PAE)
     uc.msr_write(MSR_EFER, _LONG_MODE)
     uc.reg_write(x86.UC_X86_REG_CR0, _CR0)
+    for register, value in _INITIAL_FPU:
+        uc.reg_write(register, value)
     return uc
 
 

@@ -147,6 +147,7 @@ class Vcpu:
         """The connection has ended: an unanswered event counts as CONTINUE with the guest's own values."""
         self.tool = None
         self.hooks = Hooks()
+        self.engine.view = 0
         self.update_enforcement()
         self.answer(Action.CONTINUE, None)
 

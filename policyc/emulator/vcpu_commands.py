@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from policyc.addresses import GVA_UNKNOWN, Gpa
-from policyc.emulator.command_rows import CommandError, Rows, switch
+from policyc.emulator.command_rows import CommandError, Rows, needs_views, switch
 from policyc.emulator.cpuid import cpuid_table
 from policyc.emulator.differences import DIFFERENCES
 from policyc.emulator.fpu import XsaveError, read_xsave, write_xsave
@@ -14,6 +14,7 @@ from policyc.emulator.registers import READABLE_MSRS, read_state
 from policyc.emulator.walk import translate
 from policyc.kvmi import (
     DONE,
+    ChangeGfn,
     ControlCr,
     ControlEptView,
     ControlEvents,
@@ -39,6 +40,7 @@ from policyc.kvmi import (
     ReplyData,
     SetEptView,
     SetRegisters,
+    SetVeInfo,
     SetXsave,
     TranslateGva,
     TranslateGvaReply,
@@ -190,20 +192,43 @@ def _translate_gva(session: Introspection, command: TranslateGva) -> ReplyData:
     return TranslateGvaReply(Gpa(GVA_UNKNOWN) if gpa is None else gpa)
 
 
+# --- EPT views ---
+
+
 @VCPU_ROWS.add(GetEptView)
-def _get_ept_view(_session: Introspection, _: GetEptView) -> ReplyData:
-    return GetEptViewReply(0)
+def _get_ept_view(session: Introspection, command: GetEptView) -> ReplyData:
+    return GetEptViewReply(_vcpu(session, command).engine.view)
 
 
 @VCPU_ROWS.add(SetEptView)
-def _set_ept_view(_session: Introspection, command: SetEptView) -> ReplyData:
-    if command.view:
-        raise CommandError(ErrorCode.EOPNOTSUPP)
+def _set_ept_view(session: Introspection, command: SetEptView) -> ReplyData:
+    needs_views(session)
+    _vcpu(session, command).engine.view = command.view
     return DONE
 
 
 @VCPU_ROWS.add(ControlEptView)
-def _control_ept_view(_session: Introspection, _: ControlEptView) -> ReplyData:
+def _control_ept_view(session: Introspection, command: ControlEptView) -> ReplyData:
+    needs_views(session, ErrorCode.EINVAL)
+    switch(_vcpu(session, command).hooks.views, command.view, enable=command.visible)
+    return DONE
+
+
+@VCPU_ROWS.add(ChangeGfn)
+def _change_gfn(session: Introspection, command: ChangeGfn) -> ReplyData:
+    needs_views(session)
+    memory = session.machine.memory
+    if max(command.old_gfn, command.new_gfn) >= memory.end_gfn:
+        raise CommandError(ErrorCode.EINVAL)
+    memory.back(_vcpu(session, command).engine.view, command.old_gfn, command.new_gfn)
+    return DONE
+
+
+# --- virtualization exceptions, which no processor here has ---
+
+
+@VCPU_ROWS.add(SetVeInfo)
+def _set_ve_info(_session: Introspection, _: SetVeInfo) -> ReplyData:
     raise CommandError(ErrorCode.EINVAL)
 
 

@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from policyc.addresses import gfn_of
-from policyc.emulator.command_rows import CommandError, Rows, switch
+from policyc.emulator.command_rows import CommandError, Rows, needs_views, switch
 from policyc.emulator.differences import DIFFERENCES
 from policyc.emulator.hooks import PAUSES_MAX
 from policyc.emulator.memory import ALL_RIGHTS, NoMemoryError
@@ -34,6 +34,7 @@ from policyc.kvmi import (
     ReadPhysicalReply,
     ReplyData,
     SetPageAccess,
+    SetPageSve,
     WritePhysical,
     page_entries,
 )
@@ -46,13 +47,16 @@ __all__ = ["VM_ROWS"]
 VM_ROWS: Final = Rows()
 
 _MAP_TOKENS_MAX: Final = 9
+_MAP_TOKEN_SECONDS: Final = 3.0
+"""How many tokens may be out and for how long they count, as seen on a running v7 kernel."""
+
 _DEAF_BIT: Final = 2
 _ENTRY: Final = 16
 
 
 @VM_ROWS.add(GetVersion)
 def _get_version(session: Introspection, _: GetVersion) -> ReplyData:
-    features = Features(singlestep=session.machine.cpu == "intel")
+    features = Features(singlestep=session.machine.cpu == "intel", vmfunc=session.views, eptp=session.views)
     return GetVersionReply(max_message_size=DIFFERENCES[session.dialect].max_message_size, features=features)
 
 
@@ -81,9 +85,13 @@ def _control_cleanup(session: Introspection, command: ControlCleanup) -> ReplyDa
 
 @VM_ROWS.add(GetMapToken)
 def _get_map_token(session: Introspection, _: GetMapToken) -> ReplyData:
-    if session.map_tokens >= _MAP_TOKENS_MAX:
+    now = session.clock()
+    tokens = session.map_tokens
+    while tokens and now - tokens[0] >= _MAP_TOKEN_SECONDS:
+        tokens.popleft()
+    if len(tokens) >= _MAP_TOKENS_MAX:
         raise CommandError(ErrorCode.EAGAIN)
-    session.map_tokens += 1
+    tokens.append(now)
     return GetMapTokenReply(os.urandom(32))
 
 
@@ -108,7 +116,7 @@ def _write_physical(session: Introspection, command: WritePhysical) -> ReplyData
 def _set_page_access(session: Introspection, command: SetPageAccess) -> ReplyData:
     """Every entry is tried; the first error is the answer, and what was good stays applied."""
     if command.view:
-        raise CommandError(ErrorCode.EOPNOTSUPP)
+        needs_views(session)
     memory = session.machine.memory
     errors: list[ErrorCode | None] = []
     good: list[tuple[int, int]] = []
@@ -122,11 +130,19 @@ def _set_page_access(session: Introspection, command: SetPageAccess) -> ReplyDat
         else:
             deaf = session.behaviour.deaf_frames and gfn & _DEAF_BIT
             good.append((gfn, rights | WRITE if deaf else rights))
-    memory.restrict(good)
+    memory.restrict(good, command.view)
     session.restricted += 1
     error = next((error for error in errors if error is not None), None)
     if error is not None:
         raise CommandError(error)
+    return DONE
+
+
+@VM_ROWS.add(SetPageSve)
+def _set_page_sve(session: Introspection, command: SetPageSve) -> ReplyData:
+    """The bit is kept for exceptions that never come; whether there is a frame isn't looked at."""
+    if command.view:
+        needs_views(session)
     return DONE
 
 

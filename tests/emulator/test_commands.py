@@ -9,6 +9,7 @@ from policyc.kvmi import (
     DONE,
     V7,
     V12,
+    ChangeGfn,
     CheckCommand,
     CheckEvent,
     ControlCleanup,
@@ -52,7 +53,9 @@ from policyc.kvmi import (
     Reply,
     SetEptView,
     SetPageAccess,
+    SetPageSve,
     SetRegisters,
+    SetVeInfo,
     SetXsave,
     TranslateGva,
     TranslateGvaReply,
@@ -154,18 +157,27 @@ def test_other_views_are_not_there() -> None:
     tool = ScriptedTool(V7)
     assert tool.refused(set_page(Gpa(0x4000), PageAccess.R, view=1)) == -95
     assert tool.ask(GetEptView(0)) == GetEptViewReply(0)
-    assert tool.ask(SetEptView(0, 0)) == DONE
+    assert tool.refused(SetEptView(0, 0)) == -95
     assert tool.refused(SetEptView(0, 1)) == -95
     assert tool.refused(ControlEptView(0, 0, True)) == -22
+    assert tool.refused(ChangeGfn(0, Gfn(3), Gfn(4))) == -95
+    assert tool.refused(SetVeInfo(0, Gpa(0x1000), True)) == -22
+    assert tool.ask(SetPageSve(Gpa(0x4000), True)) == DONE
+    assert tool.refused(SetPageSve(Gpa(0x4000), True, view=1)) == -95
     assert tool.refused(ControlSpp(True)) == -95
     assert tool.ask(DisableVe(0)) == DONE
 
 
-def test_map_tokens_run_out() -> None:
+def test_map_tokens_run_out_and_expire() -> None:
     tool = ScriptedTool(V7)
+    now = 100.0
+    tool.session.clock = lambda: now
     tokens = {tool.must(GetMapToken(), GetMapTokenReply).token for _ in range(9)}
     assert len(tokens) == 9
+    now = 102.9
     assert tool.refused(GetMapToken()) == -11
+    now = 103.0
+    assert tool.must(GetMapToken(), GetMapTokenReply).token not in tokens
 
 
 def test_cleanup_is_remembered() -> None:
@@ -241,9 +253,13 @@ def test_cpuid(tool: ScriptedTool) -> None:
 
 def test_extended_state_goes_round(tool: ScriptedTool) -> None:
     area = bytearray(tool.must(GetXsave(0), GetXsaveReply).area)
-    assert (len(area), area[512]) == (4096, 3)
+    initial = bytes(area)
+    assert (len(area), initial[:2], initial[24:28], area[512]) == (4096, b"\x7f\x03", b"\x80\x1f\0\0", 0)
     area[160:176] = bytes(range(16))
     area[32:42] = bytes(range(100, 110))
+    assert tool.ask(SetXsave(0, bytes(area))) == DONE
+    assert tool.must(GetXsave(0), GetXsaveReply).area == initial
+    area[512] = 3
     assert tool.ask(SetXsave(0, bytes(area))) == DONE
     assert tool.must(GetXsave(0), GetXsaveReply).area == bytes(area)
     area[512] = 7
