@@ -65,7 +65,7 @@ STEPS = st.lists(
     st.tuples(
         st.sampled_from(EVENTS),
         st.integers(0, 1),
-        st.sampled_from(ANSWERS),
+        st.lists(st.sampled_from(ANSWERS), min_size=1, max_size=3),
         st.sampled_from([(), (0xEC,), (14, 13), (2, 3, 4)]),
         st.sampled_from([0.0, 0.0, 0.5, 6.0]),
     ),
@@ -76,17 +76,23 @@ STEPS = st.lists(
 @settings(deadline=None)
 @given(STEPS, st.sampled_from(TARGETS))
 def test_events__are_answered_once_and_leave_nothing_behind(
-    steps: list[tuple[tuple[EventKind, EventData | None], int, ReplyData | ErrorCode | None, tuple[int, ...], float]],
+    steps: list[
+        tuple[tuple[EventKind, EventData | None], int, list[ReplyData | ErrorCode | None], tuple[int, ...], float]
+    ],
     dialect: str,
 ) -> None:
     peer = ScriptedKernel(DIALECTS[dialect], vcpus=2)
     talk = Conversation(compile_plan(POLICY), peer)
     talk.connect()
     assert talk.state.phase is Phase.ARMED
-    for (kind, data), vcpu, answer, overtaking, seconds in steps:
+    for (kind, data), vcpu, answers, overtaking, seconds in steps:
 
-        def taken(command: Command, answer: ReplyData | ErrorCode | None = answer) -> ReplyData | ErrorCode | None:
-            return answer if isinstance(command, (InjectException, SetRegisters)) else None
+        def taken(
+            command: Command, left: list[ReplyData | ErrorCode | None] = list(answers)
+        ) -> ReplyData | ErrorCode | None:
+            if isinstance(command, (InjectException, SetRegisters)):
+                return left.pop(0) if len(left) > 1 else left[0]
+            return None
 
         peer.override = taken
         peer.overtaking = list(overtaking)
