@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -73,6 +75,18 @@ STEPS = st.lists(
 )
 
 
+def in_turn(answers: list[ReplyData | ErrorCode | None]) -> Callable[[Command], ReplyData | ErrorCode | None]:
+    """What becomes of one INJECT_EXCEPTION or SET_REGISTERS after the other; the last answer stays."""
+    left = list(answers)
+
+    def answer(command: Command) -> ReplyData | ErrorCode | None:
+        if isinstance(command, (InjectException, SetRegisters)):
+            return left.pop(0) if len(left) > 1 else left[0]
+        return None
+
+    return answer
+
+
 @settings(deadline=None)
 @given(STEPS, st.sampled_from(TARGETS))
 def test_events__are_answered_once_and_leave_nothing_behind(
@@ -86,15 +100,7 @@ def test_events__are_answered_once_and_leave_nothing_behind(
     talk.connect()
     assert talk.state.phase is Phase.ARMED
     for (kind, data), vcpu, answers, overtaking, seconds in steps:
-
-        def taken(
-            command: Command, left: list[ReplyData | ErrorCode | None] = list(answers)
-        ) -> ReplyData | ErrorCode | None:
-            if isinstance(command, (InjectException, SetRegisters)):
-                return left.pop(0) if len(left) > 1 else left[0]
-            return None
-
-        peer.override = taken
+        peer.override = in_turn(answers)
         peer.overtaking = list(overtaking)
         if vcpu not in peer.kernel.waiting:
             carried = data if peer.dialect.events[kind].data_type is not None else None
