@@ -20,12 +20,14 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from policyc.addresses import Gva
 from policyc.kvmi import V7, EventKind, PageAccess, PfData
+from policyc.runtime.enforcer import step
 from policyc.runtime.session import Session
 from policyc.runtime.state import State
 from tests.support.scripted_kernel import IMAGE_BASE, SLIDE, ScriptedKernel, compile_plan, gpa_of
@@ -36,6 +38,7 @@ DENIED = IMAGE_BASE + 0x1005
 STORE = bytes.fromhex("488903")
 REPLY = struct.Struct("<HHI")
 REPLY_BYTES = 24
+RAX_MARK = 0x5241_585F_4D41_524B
 
 
 def play_kernel(link: socket.socket, link_address: int, events: int, report: int, *, raw: bool) -> None:
@@ -64,13 +67,20 @@ def play_kernel(link: socket.socket, link_address: int, events: int, report: int
 
 
 def play_raw(link: socket.socket, kernel: ScriptedKernel, link_address: int, events: int, report: int) -> None:
-    """From an armed tool's point of view the same events, made once and numbered; replies are counted, not decoded."""
+    """From an armed tool's point of view such events, made once and numbered; replies are counted, not decoded.
+
+    RAX counts along: a guest that goes on never sends the same registers again and again.
+    """
     fault = PfData(Gva(link_address + SLIDE), gpa_of(link_address), PageAccess.W)
-    first = kernel.kernel.send_event(EventKind.PF, 0, kernel.vcpu_state(0xFFFFFFFFC0401000, 0), fault)
+    state = kernel.vcpu_state(0xFFFFFFFFC0401000, 0)
+    marked = replace(state, regs=state.regs._replace(rax=RAX_MARK))
+    first = kernel.kernel.send_event(EventKind.PF, 0, marked, fault)
     message = bytearray(b"".join(kernel.kernel.data_to_send()))
+    rax = message.index(RAX_MARK.to_bytes(8, "little"))
     begin = time.perf_counter()
     for number in range(first, first + events):
         struct.pack_into("<I", message, 4, number)
+        struct.pack_into("<Q", message, rax, number)
         link.sendall(message)
         reply = link.recv(65536)
         if len(reply) != REPLY_BYTES or struct.unpack_from("<I", reply, 4) != (number,):
@@ -111,7 +121,7 @@ def session_rate(link_address: int, events: int, *, raw: bool) -> float:
     plan = compile_plan(POLICY)
 
     def serve(link: socket.socket) -> None:
-        Session(State(plan), link, lambda record: None).run()
+        Session(State(plan), step, link, lambda record: None).run()
 
     return events / in_child(lambda link, report: play_kernel(link, link_address, events, report, raw=raw), serve)
 

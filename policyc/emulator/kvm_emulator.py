@@ -13,26 +13,47 @@ if TYPE_CHECKING:
 
 __all__ = ["emulated"]
 
-_X87: Final = frozenset(
-    {"fst", "fstp", "fist", "fistp", "fisttp", "fbstp", "fnsave", "fnstenv", "fld", "fild", "fbld", "frstor", "fldenv"}
+_X87: Final = "f"
+_X87_EMULATED: Final = frozenset({"fnstcw", "fnstsw"})
+"""FXSAVE and FXRSTOR begin with that letter too, and are given up in 64-bit code (`check_fxsr`)."""
+
+_VEX_OR_EVEX: Final = "v"
+
+_VECTOR: Final = "xmm"
+_VECTOR_EMULATED: Final = frozenset(
+    {"movapd", "movaps", "movdqa", "movdqu", "movntdq", "movntpd", "movntps", "movupd", "movups"}
 )
-_EXTENDED_STATE: Final = frozenset(
-    {"xsave", "xsavec", "xsaveopt", "xsaves", "xrstor", "xrstors", "xsave64", "xsavec64", "xsaveopt64", "xrstor64"}
-)
-_SSE: Final = frozenset(
+_VECTOR_TO_GENERAL: Final = ("cvt", "maskmov")
+"""Where no vector register is named although memory is read or written as part of one."""
+
+_MMX: Final = "mm"
+_MMX_EMULATED: Final = frozenset({"movq"})
+
+_STATE: Final = frozenset(
     {
-        *("movlps", "movlpd", "movhps", "movhpd", "movss", "movsd", "movd", "movq", "lddqu", "maskmovq", "maskmovdqu"),
-        *("pextrb", "pextrw", "pextrd", "pextrq", "extractps", "stmxcsr", "ldmxcsr", "movbe"),
+        *("xsave", "xsavec", "xsaveopt", "xsaves", "xrstor", "xrstors", "ldmxcsr", "stmxcsr"),
+        *("xsave64", "xsavec64", "xsaveopt64", "xsaves64", "xrstor64", "xrstors64"),
+        *("bndldx", "bndstx", "rstorssp", "clrssbsy", "ptwrite"),
     }
 )
-_NOT_EMULATED: Final = frozenset({"cmpxchg16b", *_X87, *_EXTENDED_STATE, *_SSE})
-_VEX_OR_EVEX: Final = "v"
-_NOT_VECTORS: Final = frozenset({"verr", "verw", "vmcall", "vmmcall"})
+_GENERAL: Final = frozenset(
+    {
+        *("cmpxchg16b", "adcx", "adox", "crc32", "popcnt", "lar", "lsl", "movdir64b", "movdiri"),
+        *("bndcl", "bndcn", "bndcu", "bndmk", "bndmov", "wrssd", "wrssq", "wrussd", "wrussq"),
+        *("cldemote", "clflushopt", "clwb", "invept", "invpcid", "invvpid"),
+    }
+)
 
 
 def emulated(insn: Instruction) -> bool:
     """Whether KVM's emulator performs the memory access of this instruction."""
-    if insn.name.startswith(_VEX_OR_EVEX) and insn.name not in _NOT_VECTORS:
+    name = insn.name
+    if name.startswith(_X87):
+        return name in _X87_EMULATED
+    if name.startswith(_VEX_OR_EVEX) or name in _STATE or name in _GENERAL:
         return False
-    string = insn.name == "movsd" and len(insn.operands) == 2
-    return string or insn.name not in _NOT_EMULATED
+    if any(register.startswith(_VECTOR) for register in insn.registers):
+        return name in _VECTOR_EMULATED
+    if any(register.startswith(_MMX) for register in insn.registers):
+        return name in _MMX_EMULATED
+    return not name.startswith(_VECTOR_TO_GENERAL)

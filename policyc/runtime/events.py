@@ -14,6 +14,7 @@ from policyc.kvmi import (
     Action,
     Event,
     EventKind,
+    PageAccess,
 )
 from policyc.plan.model import Effect
 from policyc.plan.verdicts import Verdict
@@ -25,6 +26,7 @@ from policyc.runtime.mechanisms import MECHANISMS, keep_old_value
 from policyc.runtime.procedure import Answer, Emit, Procedure, TimedOutError
 from policyc.runtime.records import StateRecord, VerdictRecord
 from policyc.runtime.state import GUARDING, Phase, State
+from policyc.runtime.stepping import get_past
 from policyc.runtime.steps import (
     Leave,
     Output,
@@ -40,10 +42,14 @@ LET_PASS = Effect(EffectKind.LOG)
 def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
     """Answer an event: at once where a look-up is enough, else as a procedure."""
     state.counters.events += 1
+    if state.scheduler.awaiting and state.scheduler.offer(event, now, out, judged=event.kind not in _OTHERS):
+        return
     bound = state.bound
     if event.kind is EventKind.PF:
-        verdict = bound.fixed_verdict(event.access, event.gpa)
-        if verdict is not None and (verdict.effect is None or verdict.effect.kind <= EffectKind.LOG):
+        gpa = event.gpa
+        verdict = bound.fixed_verdict(event.access, gpa)
+        passes = verdict is not None and (verdict.effect is None or verdict.effect.kind <= EffectKind.LOG)
+        if verdict is not None and passes and not state.stepping.repeats.note(event, gpa):
             out.append(Reply(event, Action.CONTINUE))
             if verdict.would is not None:
                 thinned = state.thinner.admit(verdict.rules, now)
@@ -70,13 +76,20 @@ def _judge_event(state: State, now: float, event: Event, out: list[Output]) -> N
 
 
 def _judge(state: State, event: Event, now: float) -> Procedure[None]:
-    case = Examination(event, state.bound)
+    case, again = Examination(event, state.bound), False
     try:
         verdict = yield from case.verdict()
         if state.monitor:
             verdict = replace(verdict, effect=None)
         effect = verdict.effect or LET_PASS
-        done = yield from MECHANISMS[LEGALITY[effect.kind][_column(event)]](case, effect)
+        if event.kind is EventKind.PF and effect.kind <= EffectKind.LOG:
+            if event.access & PageAccess.W:
+                state.bound.code_cache.written(event.gpa)
+            again = state.stepping.repeats.note(event, event.gpa)
+        if again:
+            done = yield from get_past(state, case)
+        else:
+            done = yield from MECHANISMS[LEGALITY[effect.kind][_column(event)]](case, effect)
     except TimedOutError as error:
         yield from _answer_strictly(case)
         yield Emit(StateRecord(state.phase.value, f"an event was answered strictly: {error}", "high"))
@@ -107,7 +120,7 @@ def _on_standing_vcpu(state: State, now: float, event: Event, out: list[Output])
     """Let a vCPU that was paused or created wait while the guest is being armed; later, guard it at once."""
     if state.phase is Phase.BINDING:
         state.scheduler.hold(event, now, out)
-    else:
+    elif not state.stepping.standstill.take(event, state.scheduler, now, out, busy=state.stepping.busy):
         _welcome_vcpu(state, now, event, out)
 
 
@@ -124,7 +137,7 @@ def _guard(state: State, event: Event, now: float) -> Procedure[None]:
             refused = (str(error),)
         if refused and state.phase in GUARDING:
             fact = f"vCPU {event.vcpu} isn't guarded: {'; '.join(refused)}"
-            state.phase = Phase.DEGRADED
+            state.degrade()
             yield Emit(StateRecord(Phase.DEGRADED.value, fact, "critical"))
     if event.kind is EventKind.CREATE_VCPU:
         yield from _judge(state, event, now)
@@ -140,6 +153,8 @@ def _on_trap(state: State, now: float, event: Event, out: list[Output]) -> None:
 def _on_unasked(state: State, now: float, event: Event, out: list[Output]) -> None:
     """An event that nobody switched on: let the vCPU go on, and say so."""
     out.append(Reply(event, Action.CONTINUE))
+    if event.vcpu in state.stepping.stepped:
+        return
     fact = f"vCPU {event.vcpu} sent a {event.kind.value} event that nobody asked for"
     out.append(Write(StateRecord(state.phase.value, fact, "high")))
 

@@ -22,6 +22,7 @@ from policyc.runtime.locate import Refusal
 from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError, ask, ask_all
 from policyc.runtime.records import StateRecord
 from policyc.runtime.state import GUARDING, Phase, State, enter
+from policyc.runtime.stepping import Stepping
 from policyc.runtime.steps import (
     Answered,
     Connected,
@@ -77,6 +78,7 @@ def on_hello(state: State, now: float, hello: Hello, out: list[Output]) -> None:
 
 def on_negotiated(state: State, now: float, negotiated: Negotiated, out: list[Output]) -> None:
     state.dialect = negotiated.dialect
+    state.stepping.available = negotiated.features.singlestep
     state.phase_deadline = None
     enter(state, Phase.BINDING, f"the kernel speaks {negotiated.dialect.name}", out, dialect=negotiated.dialect.name)
     procedure = arm(state.plan, negotiated.dialect, state.arming)
@@ -90,6 +92,7 @@ def _armed(state: State, result: Armed | Refusal, now: float, out: list[Output])
         out.append(Disconnect(result.fact))
         return
     state.bound = result.bound
+    state.unmended = result.overlong_stop
     if state.dialect is not None and EventKind.CREATE_VCPU not in state.dialect.events:
         start(state, _watch_vcpus(state, result.vcpus), now, out)
     enter(
@@ -173,6 +176,7 @@ def on_lost(state: State, now: float, lost: Lost, out: list[Output]) -> None:
     protected = state.phase in GUARDING
     state.scheduler.cancel()
     state.scheduler.held.clear()
+    state.stepping = Stepping()
     state.bound = UNBOUND
     state.phase_deadline = None
     if state.phase not in (Phase.REFUSED, Phase.UNHOOKING):

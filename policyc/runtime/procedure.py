@@ -6,7 +6,7 @@ one for each vCPU whose event needs more than a look at a table.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
@@ -20,6 +20,8 @@ __all__ = [
     "Commands",
     "Emit",
     "Held",
+    "Limit",
+    "NextEvent",
     "Now",
     "Pause",
     "Procedure",
@@ -30,6 +32,7 @@ __all__ = [
     "ask",
     "ask_all",
     "held_vcpus",
+    "next_event",
     "read_pages",
     "time_now",
 ]
@@ -89,8 +92,28 @@ class Emit:
     record: Record
 
 
-Wait: TypeAlias = Commands | Pause | Held | Now | Resume | Sleep | Answer | Emit
-Sent: TypeAlias = "tuple[Result, ...] | frozenset[int] | float | None"
+@dataclass(frozen=True, slots=True)
+class NextEvent:
+    """Wait for the next event of a vCPU, which goes on meanwhile; resumed with it if it is `wanted`.
+
+    Resumed with None where the policy has to judge another event of that vCPU first, where none comes within so many
+    seconds, and where the connection ends.
+    """
+
+    vcpu: int
+    wanted: Callable[[Event], bool]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Let no later wait of this procedure last beyond a moment; None takes that back. Resumed with None at once."""
+
+    moment: float | None
+
+
+Wait: TypeAlias = Commands | Pause | Held | NextEvent | Now | Limit | Resume | Sleep | Answer | Emit
+Sent: TypeAlias = "tuple[Result, ...] | frozenset[int] | Event | float | None"
 T = TypeVar("T")
 Procedure: TypeAlias = Generator[Wait, Sent, T]
 
@@ -120,6 +143,13 @@ def held_vcpus() -> Procedure[frozenset[int]]:
     held = yield Held()
     assert isinstance(held, frozenset), "the scheduler resumes Held with vCPUs"
     return held
+
+
+def next_event(vcpu: int, wanted: Callable[[Event], bool], seconds: float) -> Procedure[Event | None]:
+    """The vCPU's next event if it is `wanted`; None as `NextEvent` says. Whoever takes it has to answer it."""
+    event = yield NextEvent(vcpu, wanted, seconds)
+    assert event is None or isinstance(event, Event), "the scheduler resumes NextEvent with an event"
+    return event
 
 
 def time_now() -> Procedure[float]:

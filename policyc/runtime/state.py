@@ -13,6 +13,7 @@ from policyc.plan.model import Plan
 from policyc.runtime.bound import UNBOUND, BoundPlan
 from policyc.runtime.locate import ArmingOptions, Refusal
 from policyc.runtime.records import StateRecord
+from policyc.runtime.stepping import Stepping
 from policyc.runtime.steps import (
     Output,
     Write,
@@ -71,6 +72,8 @@ class State:
         outcome: why the guest was refused, if it was.
         left: whether the restrictions have been lifted, so that nothing but open events keeps us here.
         thinner: leaves out records of rules that have `at most`.
+        stepping: accesses that CONTINUE can't perform.
+        unmended: DEGRADED for a reason that nothing here takes back.
     """
 
     plan: Plan
@@ -85,6 +88,8 @@ class State:
     counters: Counters = field(default_factory=Counters)
     thinner: Thinner = field(init=False)
     scheduler: Scheduler = field(default_factory=Scheduler)
+    stepping: Stepping = field(default_factory=Stepping)
+    unmended: bool = False
     phase_deadline: float | None = None
 
     def __post_init__(self) -> None:
@@ -95,6 +100,22 @@ class State:
         """When `step` wants to be called with `TimePassed` at the latest."""
         moments = [moment for moment in (self.phase_deadline, self.scheduler.deadline) if moment is not None]
         return min(moments, default=None)
+
+    @property
+    def is_guarding(self) -> bool:
+        """Whether the plan is in force."""
+        return self.phase in GUARDING
+
+    def degrade(self, *, mended: bool = False) -> None:
+        """Note that the guest is guarded less than the plan asks; `mended` where `mend` will be called some time."""
+        self.unmended |= not mended
+        if self.phase is Phase.ARMED:
+            self.phase = Phase.DEGRADED
+
+    def mend(self) -> None:
+        """Note that what was degraded is whole again."""
+        if self.phase is Phase.DEGRADED and not self.unmended:
+            self.phase = Phase.ARMED
 
 
 def enter(state: State, phase: Phase, fact: str, out: list[Output], severity: str = "info", **details: object) -> None:

@@ -16,6 +16,8 @@ from policyc.runtime.procedure import (
     Commands,
     Emit,
     Held,
+    Limit,
+    NextEvent,
     Now,
     Pause,
     Procedure,
@@ -47,9 +49,15 @@ class _Task(Generic[T]):
     deadline: float | None = None
     paused: frozenset[int] | None = None
     asleep: bool = False
+    limit: float | None = None
+    awaited: NextEvent | None = None
     queue: deque[tuple[int, Command]] = field(default_factory=deque)
     results: list[ReplyData | Refused | None] = field(default_factory=list)
     missing: int = 0
+
+    def wait_until(self, moment: float) -> None:
+        """Set the deadline of a wait, which the procedure may have limited."""
+        self.deadline = moment if self.limit is None else min(moment, self.limit)
 
 
 class Scheduler:
@@ -59,12 +67,14 @@ class Scheduler:
         held: the PAUSE event of each vCPU that stands still, by index.
         stopped_since: when the first vCPU was held; None while all run.
         longest_stop: seconds that vCPUs stood still the longest time.
+        awaiting: the procedure that waits for the next event of each vCPU, by index.
     """
 
     def __init__(self) -> None:
         self.held: dict[int, Event] = {}
         self.stopped_since: float | None = None
         self.longest_stop = 0.0
+        self.awaiting: dict[int, _Task[object]] = {}
         self._tasks: list[_Task[object]] = []
         self._waiting: dict[int, tuple[_Task[object], int]] = {}
         self._next_ticket = 0
@@ -76,8 +86,8 @@ class Scheduler:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no procedure is under way, but for those that sleep."""
-        return all(task.asleep for task in self._tasks)
+        """Whether no procedure is under way, but for those that sleep or wait for an event that may never come."""
+        return all(task.asleep or task.awaited is not None for task in self._tasks)
 
     def start(
         self, procedure: Procedure[T], done: Callable[[T, float, list[Output]], None], now: float, out: list[Output]
@@ -96,7 +106,7 @@ class Scheduler:
         task.results[position] = result
         task.missing -= 1
         if task.missing:
-            task.deadline = now + COMMAND_TIMEOUT
+            task.wait_until(now + COMMAND_TIMEOUT)
             self._send_next(task, out)
             return
         results = tuple(found for found in task.results if found is not None)
@@ -112,6 +122,22 @@ class Scheduler:
                 task.paused = None
                 self._advance(task, None, now, out)
 
+    def offer(self, event: Event, now: float, out: list[Output], *, judged: bool) -> bool:
+        """Hand an event to the procedure that waits for its vCPU's next one; False where it wants another.
+
+        Args:
+            judged: whether the policy has a say in it. Such an event ends the wait even if it isn't wanted; what the
+                kernel sends because we asked for it comes in between.
+        """
+        task = self.awaiting.get(event.vcpu)
+        if task is None or task.awaited is None:
+            return False
+        wanted = task.awaited.wanted(event)
+        if wanted or judged:
+            self._stop_awaiting(task)
+            self._advance(task, event if wanted else None, now, out)
+        return wanted
+
     def time_passed(self, now: float, out: list[Output]) -> None:
         """Wake sleepers, and tell procedures whose wait took too long."""
         for task in list(self._tasks):
@@ -121,9 +147,14 @@ class Scheduler:
                 task.asleep = False
                 self._advance(task, None, now, out)
                 continue
+            if task.awaited is not None:
+                self._stop_awaiting(task)
+                self._advance(task, None, now, out)
+                continue
             what = "PAUSE events" if task.paused is not None else f"{task.missing} commands"
+            length = "in time" if task.limit is not None else f"for {COMMAND_TIMEOUT:g} seconds"
             self._forget(task)
-            self._advance(task, None, now, out, TimedOutError(f"{what} unanswered for {COMMAND_TIMEOUT:g} seconds"))
+            self._advance(task, None, now, out, TimedOutError(f"{what} unanswered {length}"))
 
     def cancel(self) -> None:
         """End every procedure where it stands."""
@@ -131,6 +162,7 @@ class Scheduler:
             task.procedure.close()
         self._tasks.clear()
         self._waiting.clear()
+        self.awaiting.clear()
 
     def release(self, now: float, out: list[Output]) -> None:
         """Let every held vCPU go on."""
@@ -152,6 +184,10 @@ class Scheduler:
                 task.done(end.value, now, out)
                 return
             error = None
+            if isinstance(wait, Limit):
+                task.limit = wait.moment
+                sent = None
+                continue
             if self._begin(task, wait, now, out):
                 return
             sent = self._at_once(wait, now, out)
@@ -163,17 +199,23 @@ class Scheduler:
                 task.results = [None] * len(commands)
                 task.missing = len(commands)
                 task.queue = deque(enumerate(commands))
-                task.deadline = now + COMMAND_TIMEOUT
+                task.wait_until(now + COMMAND_TIMEOUT)
                 for _ in range(WINDOW):
                     self._send_next(task, out)
                 return True
             case Pause(vcpus) if not vcpus <= self.held.keys():
                 task.paused = vcpus
-                task.deadline = now + COMMAND_TIMEOUT
+                task.wait_until(now + COMMAND_TIMEOUT)
                 return True
             case Sleep(seconds):
                 task.asleep = True
                 task.deadline = now + seconds
+                return True
+            case NextEvent(vcpu, _, seconds):
+                self._displace(vcpu, now, out)
+                self.awaiting[vcpu] = task
+                task.awaited = wait
+                task.wait_until(now + seconds)
                 return True
         return False
 
@@ -198,6 +240,18 @@ class Scheduler:
             self._next_ticket += 1
             self._waiting[self._next_ticket] = (task, position)
             out.append(Send(self._next_ticket, command))
+
+    def _displace(self, vcpu: int, now: float, out: list[Output]) -> None:
+        """One procedure waits for a vCPU's next event; only a peer that sends two at once makes it two."""
+        earlier = self.awaiting.get(vcpu)
+        if earlier is not None:
+            self._stop_awaiting(earlier)
+            self._advance(earlier, None, now, out)
+
+    def _stop_awaiting(self, task: _Task[object]) -> None:
+        if task.awaited is not None:
+            del self.awaiting[task.awaited.vcpu]
+            task.awaited = None
 
     def _forget(self, task: _Task[object]) -> None:
         """Drop what the task still waits for."""
