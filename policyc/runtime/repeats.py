@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from policyc.kvmi import Event
 
-__all__ = ["LOOP_EVENTS", "REPEATS", "Repeats"]
+__all__ = ["LOOP_EVENTS", "MAX_FAILURES", "REPEATS", "Repeats"]
 
 REPEATS = 1
 """Repetitions that are taken for an instruction that can't be performed: of the byte once, then of all registers."""
@@ -19,8 +19,8 @@ REPEATS = 1
 LOOP_EVENTS = 1000
 """How many more are put up with where KVM's emulator knows the instruction, and the guest probably loops."""
 
-MAX_FAILURES = 3
-"""How often an instruction is stepped in vain: a busy host may be late once, what can't be stepped stays so."""
+MAX_FAILURES = 9
+"""Failures, by their weight, after which an instruction isn't stepped again."""
 
 MAX_PLACES = 64
 """Bytes at which one vCPU's repetitions are told apart: no instruction sends more events than that."""
@@ -34,7 +34,7 @@ class _Run:
         counts: repetitions, by gpa and access.
         due: the count at which something has to be done.
         loops: the instruction is one that the kernel performs, as far as we know.
-        failures: how often stepping it has failed.
+        failures: how often stepping it has failed, by weight.
     """
 
     counts: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -62,6 +62,8 @@ class Repeats:
         if self._places.get(vcpu) == gpa:
             return self._same_place(event)
         self._places[vcpu] = gpa
+        if self._registers:
+            self._registers.pop(vcpu, None)
         return False
 
     def is_loop(self, event: Event) -> bool:
@@ -80,9 +82,9 @@ class Repeats:
         run = self._runs.get(event.vcpu)
         return run is not None and run.failures >= MAX_FAILURES
 
-    def note_failure(self, event: Event) -> None:
+    def note_failure(self, event: Event, weight: int) -> None:
         """Stepping this vCPU's instruction has failed."""
-        self._runs.setdefault(event.vcpu, _Run()).failures += 1
+        self._runs.setdefault(event.vcpu, _Run()).failures += weight
 
     def forget(self, vcpu: int) -> None:
         """The vCPU has got on."""

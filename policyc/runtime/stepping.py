@@ -35,7 +35,7 @@ from policyc.runtime.opened import OpenedPages, note_open, open_page, page_detai
 from policyc.runtime.procedure import Answer, Emit, Limit, Procedure, TimedOutError, ask, ask_all, next_event, time_now
 from policyc.runtime.reach import Piece, needed_rights, reach
 from policyc.runtime.records import JsonObject, StateRecord
-from policyc.runtime.repeats import Repeats
+from policyc.runtime.repeats import MAX_FAILURES, Repeats
 from policyc.runtime.standstill import Standstill, let_go, stop_others
 
 if TYPE_CHECKING:
@@ -66,8 +66,14 @@ class Came(Enum):
     DENIED = "a byte that it would access is denied"
     LATE = "another vCPU didn't stand still in time"
     INTERRUPTED = "its vCPU did something else first"
+    TOO_SLOW = "it wasn't executed in time"
     FAILED = "it couldn't be stepped"
+    STUCK = "it can't be stepped"
     UNSUPPORTED = "this host has no single-step"
+
+
+FAILURES = {Came.FAILED: MAX_FAILURES // 3, Came.TOO_SLOW: 1}
+"""How much each says: a busy host may be slow once, what the processor itself gives up it gives up again."""
 
 
 class Budget:
@@ -154,7 +160,7 @@ def _get_past(state: State, case: Examination) -> Procedure[str]:
     if not stepping.available:
         return (yield from _without_step(state, case, Came.UNSUPPORTED, doubtful=doubtful))
     if stepping.repeats.is_stuck(event):
-        return (yield from _without_step(state, case, Came.FAILED, doubtful=doubtful))
+        return (yield from _without_step(state, case, Came.STUCK, doubtful=doubtful))
     if not stepping.budget.allows((yield from time_now())):
         return (yield from _without_step(state, case, None, doubtful=doubtful))
     stepping.busy = stepping.chores = True
@@ -178,7 +184,7 @@ def _step(state: State, case: Examination) -> Procedure[Came | None]:
         stopped = yield from stop_others(state.stepping.standstill, case.event.vcpu)
         came = (yield from _attempt(state, attempt)) if stopped else Came.LATE
     except TimedOutError:
-        came = Came.FAILED if attempt.on else Came.LATE
+        came = Came.TOO_SLOW if attempt.on else Came.LATE
     yield from _restore(state, attempt)
     yield from let_go(state.stepping.standstill)
     now = yield from time_now()
@@ -224,7 +230,7 @@ def _next(state: State, vcpu: int) -> Procedure[Event | None]:
 def _outcome(attempt: _Attempt) -> Came:
     event = attempt.standing
     if event is None:
-        return Came.FAILED
+        return Came.TOO_SLOW
     if event.kind is not EventKind.SINGLESTEP:
         return Came.INTERRUPTED
     failed = isinstance(event.data, SinglestepData) and event.data.failed
@@ -309,8 +315,8 @@ def _conclude(state: State, case: Examination, attempt: _Attempt, came: Came) ->
     standing, repeats = attempt.standing, state.stepping.repeats
     if came is Came.PERFORMED:
         repeats.forget(case.event.vcpu)
-    elif came is Came.FAILED:
-        repeats.note_failure(case.event)
+    elif came in FAILURES:
+        repeats.note_failure(case.event, FAILURES[came])
     fact = f"stepping an instruction of vCPU {case.event.vcpu}: {came.value}"
     severity = "info" if came is Came.PERFORMED else "high"
     yield Emit(StateRecord(state.phase.value, fact, severity, _details(state, case, attempt.lifted)))
@@ -334,13 +340,13 @@ def _without_step(state: State, case: Examination, came: Came | None, *, doubtfu
     event = case.event
     if came is Came.DENIED:
         return (yield from _fault(case))
-    if doubtful:
+    if doubtful or not state.is_guarding:
         return (yield from _continue(event, "let through"))
     if (yield from _is_denied(state, event, (yield from reach(case)))):
         return (yield from _fault(case))
     gfn = gfn_of(event.gpa)
     holds_denied = not state.monitor and bool(state.bound.denied_spans(gfn, Access.R | Access.W | Access.X))
-    if holds_denied and came is Came.FAILED:
+    if holds_denied and came is Came.STUCK:
         return (yield from _fault(case))
     why = "there were too many steps in the last second" if came is None else came.value
     if holds_denied and came is not Came.UNSUPPORTED:

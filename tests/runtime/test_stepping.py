@@ -24,7 +24,7 @@ from policyc.kvmi import (
     page_entries,
 )
 from policyc.runtime.opened import OPEN_SECONDS
-from policyc.runtime.repeats import LOOP_EVENTS
+from policyc.runtime.repeats import LOOP_EVENTS, MAX_FAILURES
 from policyc.runtime.state import Phase
 from policyc.runtime.stepping import MAX_STEPS, STOP_LIMIT
 from policyc.runtime.steps import Leave
@@ -294,6 +294,7 @@ def test_failure__a_kernel_that_refuses_leaves_everything_as_it_was(dialect: Dia
     assert stuck.rights(GUARDED) == Access.R | Access.X
     assert stuck.standing == set()
     assert not stuck.talk.state.stepping.busy
+    assert {answer.action for answer in stuck.talk.peer.answers} == {Action.CONTINUE}
 
 
 def test_failure__a_step_that_fails_three_times_ends_in_a_fault(dialect: Dialect) -> None:
@@ -323,6 +324,19 @@ def test_failure__no_event_in_time_puts_everything_back(dialect: Dialect) -> Non
     stuck.talk.records.clear()
     assert stuck.stepped().action is Action.CONTINUE
     assert stuck.talk.records == []
+
+
+def test_failure__an_instruction_that_never_comes_to_its_end_is_faulted_at_last(dialect: Dialect) -> None:
+    stuck = guarded(dialect, exchange(COLLATERAL), DENY_OBJECT)
+    stuck.faults(COLLATERAL, 2)
+    for _ in range(MAX_FAILURES):
+        assert stuck.faults(COLLATERAL, 1) == [Action.RETRY]
+        stuck.talk.pass_time(1)
+    assert not [c for c in stuck.talk.peer.commands if isinstance(c, InjectException)]
+    assert stuck.faults(COLLATERAL, 1) == [Action.RETRY]
+    assert [c for c in stuck.talk.peer.commands if isinstance(c, InjectException)] == [InjectException(0, 13)]
+    assert stuck.rights(GUARDED) == Access.R | Access.X
+    assert stuck.standing == set()
 
 
 def test_failure__another_event_of_its_vcpu_is_judged_when_all_is_put_back(dialect: Dialect) -> None:
