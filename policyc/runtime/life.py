@@ -22,7 +22,7 @@ from policyc.runtime.locate import Refusal
 from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError, ask, ask_all
 from policyc.runtime.records import StateRecord
 from policyc.runtime.state import GUARDING, Phase, State, enter
-from policyc.runtime.stepping import Stepping
+from policyc.runtime.stepping_state import Stepping
 from policyc.runtime.steps import (
     Answered,
     Connected,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from policyc.addresses import PAGE_SIZE, Gfn, Gpa, frame_start, gfn_of, page_offset
@@ -41,12 +41,12 @@ def reach(case: Examination) -> Procedure[tuple[Piece, ...]]:
     return tuple(Piece(access, start, PAGE_SIZE) for access in (Access.R, Access.W) if access & _with_read(kind))
 
 
-def needed_rights(pieces: tuple[Piece, ...], rights: Mapping[Gfn, Access]) -> dict[Gfn, Access]:
-    """What each restricted frame has to allow for the pieces, where it doesn't."""
+def needed_rights(pieces: tuple[Piece, ...], rights: Callable[[Gfn], Access | None]) -> dict[Gfn, Access]:
+    """What each frame has to allow for the pieces, where it doesn't; `rights` has None for a frame without limits."""
     needed: dict[Gfn, Access] = {}
     for piece in pieces:
         gfn = gfn_of(piece.gpa)
-        allowed = rights.get(gfn)
+        allowed = rights(gfn)
         if allowed is not None and _with_read(piece.access) & ~allowed:
             needed[gfn] = needed.get(gfn, allowed) | _with_read(piece.access)
     return needed

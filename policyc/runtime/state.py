@@ -13,7 +13,7 @@ from policyc.plan.model import Plan
 from policyc.runtime.bound import UNBOUND, BoundPlan
 from policyc.runtime.locate import ArmingOptions, Refusal
 from policyc.runtime.records import StateRecord
-from policyc.runtime.stepping import Stepping
+from policyc.runtime.stepping_state import Stepping
 from policyc.runtime.steps import (
     Output,
     Write,

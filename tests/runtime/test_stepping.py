@@ -25,8 +25,9 @@ from policyc.kvmi import (
 )
 from policyc.runtime.opened import OPEN_SECONDS
 from policyc.runtime.repeats import LOOP_EVENTS, MAX_FAILURES
+from policyc.runtime.single_step import STOP_LIMIT
 from policyc.runtime.state import Phase
-from policyc.runtime.stepping import MAX_STEPS, STOP_LIMIT
+from policyc.runtime.stepping_state import MAX_STEPS
 from policyc.runtime.steps import Leave
 from tests.support.scripted_kernel import IMAGE_BASE, SILENCE, SLIDE, Result, gpa_of
 from tests.support.stepping_talk import MODULE_GVA, Stuck, facts, guarded, moves

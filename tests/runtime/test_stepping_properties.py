@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +29,7 @@ from policyc.kvmi import (
 from policyc.runtime.opened import OPEN_SECONDS
 from policyc.runtime.repeats import REPEATS, Repeats
 from policyc.runtime.state import Phase
-from policyc.runtime.stepping import MAX_STOPPED
+from policyc.runtime.stepping_state import MAX_STOPPED
 from tests.support.scripted_kernel import IMAGE_BASE, SILENCE, SLIDE, Result, gpa_of
 from tests.support.stepping_talk import MODULE_GVA, Stuck, facts, guarded
 
@@ -35,7 +37,7 @@ GUARDED = IMAGE_BASE + 0x6104
 COLLATERAL = IMAGE_BASE + 0x6800
 CODE = "f0480fc70c25" + ((COLLATERAL + SLIDE) & 0xFFFF_FFFF).to_bytes(4, "little").hex()
 
-STUBBORN = {
+STUBBORN: Mapping[str, tuple[type[Command] | None, Result]] = {
     "pages refused": (SetPageAccess, ErrorCode.ENOMEM),
     "pages unanswered": (SetPageAccess, SILENCE),
     "no pause": (PauseVcpu, ErrorCode.EBUSY),
