@@ -20,6 +20,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -37,6 +38,7 @@ DENIED = IMAGE_BASE + 0x1005
 STORE = bytes.fromhex("488903")
 REPLY = struct.Struct("<HHI")
 REPLY_BYTES = 24
+RAX_MARK = 0x5241_585F_4D41_524B
 
 
 def play_kernel(link: socket.socket, link_address: int, events: int, report: int, *, raw: bool) -> None:
@@ -65,13 +67,20 @@ def play_kernel(link: socket.socket, link_address: int, events: int, report: int
 
 
 def play_raw(link: socket.socket, kernel: ScriptedKernel, link_address: int, events: int, report: int) -> None:
-    """From an armed tool's point of view the same events, made once and numbered; replies are counted, not decoded."""
+    """From an armed tool's point of view such events, made once and numbered; replies are counted, not decoded.
+
+    RAX counts along: a guest that goes on never sends the same registers again and again.
+    """
     fault = PfData(Gva(link_address + SLIDE), gpa_of(link_address), PageAccess.W)
-    first = kernel.kernel.send_event(EventKind.PF, 0, kernel.vcpu_state(0xFFFFFFFFC0401000, 0), fault)
+    state = kernel.vcpu_state(0xFFFFFFFFC0401000, 0)
+    marked = replace(state, regs=state.regs._replace(rax=RAX_MARK))
+    first = kernel.kernel.send_event(EventKind.PF, 0, marked, fault)
     message = bytearray(b"".join(kernel.kernel.data_to_send()))
+    rax = message.index(RAX_MARK.to_bytes(8, "little"))
     begin = time.perf_counter()
     for number in range(first, first + events):
         struct.pack_into("<I", message, 4, number)
+        struct.pack_into("<Q", message, rax, number)
         link.sendall(message)
         reply = link.recv(65536)
         if len(reply) != REPLY_BYTES or struct.unpack_from("<I", reply, 4) != (number,):

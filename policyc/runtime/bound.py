@@ -9,8 +9,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from policyc.addresses import PAGE_SIZE, Gfn, Gpa, Gva, gfn_of
+from policyc.addresses import PAGE_SIZE, Gfn, Gpa, Gva, frame_start, gfn_of
 from policyc.catalog import Access, EffectKind
 from policyc.plan.places import Base
 from policyc.plan.verdicts import (
@@ -24,6 +25,7 @@ from policyc.plan.verdicts import (
     VerdictTable,
     decide,
 )
+from policyc.runtime.code_cache import CodeCache
 
 __all__ = ["UNBOUND", "BoundPlan", "CodeFrames", "FreeableFrames", "UnboundPlace"]
 
@@ -142,8 +144,36 @@ class BoundPlan:
 
     def keeps_unwritable(self, gpa: Gpa, size: int) -> bool:
         """Whether nobody but code that the plan trusts can write these bytes: what is decoded there stays so."""
+        if gfn_of(gpa) in self.code_cache.exposed:
+            return False
         cells = self.table.spaces[Base.PHYSICAL].touched(gpa, gpa + size)
         return all(cell >= 0 and any(map(self._denies_writes, self.table.cells[cell])) for cell in cells)
+
+    @cached_property
+    def code_cache(self) -> CodeCache:
+        """Instructions that have been decoded where this plan keeps code unwritable."""
+        return CodeCache(self.keeps_unwritable, self.rights)
+
+    def rules_on(self, gfn: Gfn) -> tuple[int, ...]:
+        """The rules about bytes of a frame, by number."""
+        cells = self.table.spaces[Base.PHYSICAL].touched(frame_start(gfn), frame_start(gfn) + PAGE_SIZE)
+        return tuple(sorted({i for cell in cells if cell >= 0 for group in self.table.cells[cell] for i in group}))
+
+    def denied_spans(self, gfn: Gfn, access: Access) -> list[tuple[Gpa, Gpa]]:
+        """The bytes of a frame on which a rule in enforce mode denies this access to anybody, half-open."""
+        space, start = self.table.spaces[Base.PHYSICAL], frame_start(gfn)
+        found = []
+        for index in range(max(bisect_right(space.starts, start) - 1, 0), len(space.starts)):
+            first, last = max(space.starts[index], start), min(space.ends[index], start + PAGE_SIZE)
+            if space.starts[index] >= start + PAGE_SIZE:
+                break
+            if first < last and self._denies(space.cells[index], access):
+                found.append((Gpa(first), Gpa(last)))
+        return found
+
+    def _denies(self, cell: int, access: Access) -> bool:
+        rules = [self.table.rules[index] for group in self.table.cells[cell] for index in group]
+        return any(rule.enforce and rule.access & access and rule.effect.kind >= EffectKind.SKIP for rule in rules)
 
     def runs(self) -> Iterator[tuple[Gfn, int, Access]]:
         """The rights as runs of neighbouring frames: first frame, count, allowed."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from policyc.catalog import Access
 from policyc.kvmi import CpuMode
 from policyc.runtime.instructions import INSTRUCTIONS, PURE_STORES, STRING_OPCODES, STRINGS, Extent, Row, Way
+from policyc.runtime.kernel_emulator import is_emulated
+from policyc.runtime.operands import ALL_ONES, REGISTERS, Operand
 
 if TYPE_CHECKING:
     import capstone
@@ -31,6 +33,8 @@ FAR_DIRECT = frozenset({0x9A, 0xEA})
 FAR_INDIRECT, FAR_FORMS = 0xFF, frozenset({3, 5})
 REX_W = 8
 IMPLIED = frozenset({Way.PUSH, Way.POP, Way.IMPLIED_STORE, Way.IMPLIED_LOAD})
+EXPLICIT = frozenset({Way.MOVE, Way.CHANGE, Way.EXCHANGE, Way.LOAD})
+FAR_SEGMENTS = frozenset(["fs", "gs"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,9 @@ class Instruction:
             is no such access, or none whose size is certain.
         is_pure_store: nothing but the store would be missed if it were stepped over.
         text: as a disassembler prints it.
+        is_emulated: KVM's own emulator performs it, so that CONTINUE does.
+        operand: the one place in memory that it accesses, with `reads` and `writes` bytes; None where there are
+            others, or where its address isn't certain.
     """
 
     length: int
@@ -50,6 +57,8 @@ class Instruction:
     writes: int | None
     is_pure_store: bool
     text: str
+    is_emulated: bool = False
+    operand: Operand | None = None
 
     def size_of(self, access: Access) -> int | None:
         """Bytes that the instruction accesses in this way, its own length for execution; None if that isn't certain.
@@ -77,15 +86,14 @@ def decode(mode: CpuMode, code: bytes) -> Instruction | None:
         writes=writes,
         is_pure_store=_is_pure_store(found),
         text=f"{found.mnemonic} {found.op_str}".strip(),
+        is_emulated=is_emulated(_name(found), found.opcode, mode),
+        operand=_operand(found, mode) if reads or writes else None,
     )
 
 
 def _accesses(found: capstone.CsInsn, mode: CpuMode) -> tuple[int | None, int | None]:
     """What is read and what is written, in bytes."""
-    # Prefixes such as `lock` and `rep` are words of their own before the name.
-    name = str(found.mnemonic).split()[-1]
-    is_string = found.opcode[0] in STRING_OPCODES and name in STRINGS
-    row = (STRINGS if is_string else INSTRUCTIONS).get(name)
+    row = _row(found)
     memory = _memory(found)
     if row is None or _has_hidden_access(found, row) or not (memory or row.way in IMPLIED):
         return None, None
@@ -95,6 +103,39 @@ def _accesses(found: capstone.CsInsn, mode: CpuMode) -> tuple[int | None, int | 
     reads = row.way in READS or (row.way in READS_LAST and bool(memory) and (row.way is Way.PUSH or not first))
     writes = row.way in WRITES or (row.way in WRITES_FIRST and first)
     return size if reads else None, size if writes else None
+
+
+def _name(found: capstone.CsInsn) -> str:
+    """The mnemonic: prefixes such as `lock` and `rep` are words of their own before it."""
+    return str(found.mnemonic).split()[-1]
+
+
+def _row(found: capstone.CsInsn) -> Row | None:
+    name = _name(found)
+    is_string = found.opcode[0] in STRING_OPCODES and name in STRINGS
+    return (STRINGS if is_string else INSTRUCTIONS).get(name)
+
+
+def _operand(found: capstone.CsInsn, mode: CpuMode) -> Operand | None:
+    """Where an instruction with one operand in memory has it; segments have bases of their own outside long mode."""
+    row, memory = _row(found), _memory(found)
+    if mode is not CpuMode.LONG or row is None or row.way not in EXPLICIT or len(memory) != 1:
+        return None
+    place = found.operands[memory[0]].mem
+    # Capstone calls the absence of an index in long mode `riz`.
+    base, index = (found.reg_name(number) if number else None for number in (place.base, place.index))
+    index = None if index in ("riz", "eiz") else index
+    if any(name is not None and name not in REGISTERS for name in (base, index)):
+        return None
+    segment = found.reg_name(place.segment) if place.segment else None
+    return Operand(
+        segment=segment if segment in FAR_SEGMENTS else None,
+        base=base,
+        index=index,
+        scale=int(place.scale),
+        displacement=int(place.disp),
+        mask=ALL_ONES if found.addr_size == 8 else 0xFFFF_FFFF,
+    )
 
 
 def _has_hidden_access(found: capstone.CsInsn, row: Row) -> bool:

@@ -16,6 +16,7 @@ from policyc.kvmi import (
 )
 from policyc.runtime import life
 from policyc.runtime.events import on_event
+from policyc.runtime.opened import close_pages
 from policyc.runtime.state import State
 from policyc.runtime.steps import (
     Answered,
@@ -38,7 +39,21 @@ def step(state: State, now: float, input: Input) -> list[Output]:
         on_event(state, now, input, out)
     else:
         _HANDLERS[type(input)](state, now, input, out)
+        # A step ends with the result of a command, never with an event.
+        if state.stepping.chores:
+            _catch_up(state, now, out)
     return out
+
+
+def _catch_up(state: State, now: float, out: list[Output]) -> None:
+    """Begin what had to wait until a step was over."""
+    if state.stepping.busy:
+        return
+    state.stepping.chores = False
+    if state.stepping.opened.wants_closing:
+        life.start(state, close_pages(state), now, out)
+    for event in state.stepping.take_deferred():
+        on_event(state, now, event, out)
 
 
 # Each handler takes the one type it stands under.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
-from policyc.kvmi import CpuidData, CrData, Event, EventKind, MsrData, Registers, SystemRegisters, XsetbvData
+from policyc.kvmi import CpuidData, CrData, Event, EventData, EventKind, MsrData, Registers, SystemRegisters, XsetbvData
 
 __all__ = ["READERS", "EventFields"]
 
@@ -29,6 +29,11 @@ class EventFields:
     def sregs(self) -> SystemRegisters:
         """Segments and control registers."""
         return self.event.sregs
+
+    @cached_property
+    def data(self) -> EventData | None:
+        """What only this kind of event has."""
+        return self.event.data
 
 
 Reader = Callable[[EventFields], "int | None"]
@@ -58,17 +63,17 @@ def _page_fault(word: str) -> Reader:
 
 
 def _old(fields: EventFields) -> int | None:
-    data = fields.event.data
+    data = fields.data
     return data.old if isinstance(data, (CrData, MsrData, XsetbvData)) else None
 
 
 def _new(fields: EventFields) -> int | None:
-    data = fields.event.data
+    data = fields.data
     return data.new if isinstance(data, (CrData, MsrData, XsetbvData)) else None
 
 
 def _leaf(fields: EventFields) -> int | None:
-    data = fields.event.data
+    data = fields.data
     return data.function if isinstance(data, CpuidData) else None
 
 

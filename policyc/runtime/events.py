@@ -15,6 +15,7 @@ from policyc.kvmi import (
     Action,
     Event,
     EventKind,
+    PageAccess,
 )
 from policyc.plan.model import Effect
 from policyc.plan.verdicts import NoticedEvent, Origin, Verdict, decide
@@ -30,6 +31,7 @@ from policyc.runtime.outcome import Done
 from policyc.runtime.procedure import Answer, Emit, Procedure, TimedOutError, next_event, time_now
 from policyc.runtime.records import StateRecord, VerdictRecord, delivered_json
 from policyc.runtime.state import GUARDING, Phase, State
+from policyc.runtime.stepping import get_past
 from policyc.runtime.steps import (
     Leave,
     Output,
@@ -56,10 +58,12 @@ def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
     if state.msr_watch is not None:
         _look_at_msrs(state, state.msr_watch, event, out)
     if event.kind is EventKind.PF:
-        verdict = bound.fixed_verdict(event.access, event.gpa)
+        gpa = event.gpa
+        verdict = bound.fixed_verdict(event.access, gpa)
         if state.write_watch is not None and int(event.access) & Access.W:
-            state.write_watch.writes[gfn_of(event.gpa)] += 1
-        if verdict is not None and (verdict.effect is None or _only_logs(verdict.effect)):
+            state.write_watch.writes[gfn_of(gpa)] += 1
+        passes = verdict is not None and (verdict.effect is None or _only_logs(verdict.effect))
+        if verdict is not None and passes and not state.stepping.repeats.note(event, gpa):
             out.append(Reply(event, Action.CONTINUE))
             if verdict.would is not None:
                 verdict = _under_ceiling(state, verdict)
@@ -121,7 +125,10 @@ def _judge(state: State, event: Event) -> Procedure[None]:
                 if state.aftermath.first_notice(event.vcpu):
                     yield Emit(StateRecord(state.phase.value, _RUNS_ON.format(event.vcpu), "critical"))
                 worth_a_record = effect.kind is not EffectKind.CRASH or state.aftermath.note(event.vcpu, column)
-                done = yield from MECHANISMS[LEGALITY[effect.kind][column]](case, effect)
+                if _comes_again(state, event, effect):
+                    done = Done((yield from get_past(state, case)))
+                else:
+                    done = yield from MECHANISMS[LEGALITY[effect.kind][column]](case, effect)
                 break
         except TimedOutError as error:
             yield from _answer_strictly(case)
@@ -144,6 +151,15 @@ def _judge(state: State, event: Event) -> Procedure[None]:
     if thinned is not None:
         text = case.instruction.text if case.instruction is not None else None
         yield Emit(VerdictRecord(event, verdict, done.text, case.size, text, thinned, retried, done.delivered))
+
+
+def _comes_again(state: State, event: Event, effect: Effect) -> bool:
+    """Whether an access that is let through has been let through before, and nothing came of it."""
+    if event.kind is not EventKind.PF or effect.kind > EffectKind.LOG:
+        return False
+    if event.access & PageAccess.W:
+        state.bound.code_cache.written(event.gpa)
+    return state.stepping.repeats.note(event, event.gpa)
 
 
 def _repeats(event: Event) -> Callable[[Event], bool]:
@@ -169,7 +185,7 @@ def _on_standing_vcpu(state: State, now: float, event: Event, out: list[Output])
     """Let a vCPU that was paused or created wait while the guest is being armed; later, guard it at once."""
     if state.phase is Phase.BINDING:
         state.scheduler.hold(event, now, out)
-    else:
+    elif not state.stepping.standstill.take(event, state.scheduler, now, out, busy=state.stepping.busy):
         _welcome_vcpu(state, now, event, out)
 
 
@@ -186,7 +202,7 @@ def _guard(state: State, event: Event) -> Procedure[None]:
             refused = (str(error),)
         if refused and state.phase in GUARDING:
             fact = f"vCPU {event.vcpu} isn't guarded: {'; '.join(refused)}"
-            state.phase = Phase.DEGRADED
+            state.degrade()
             yield Emit(StateRecord(Phase.DEGRADED.value, fact, "critical"))
     if event.kind is EventKind.CREATE_VCPU:
         yield from _judge(state, event)
@@ -205,6 +221,8 @@ def _on_trap(state: State, now: float, event: Event, out: list[Output]) -> None:
 def _on_unasked(state: State, now: float, event: Event, out: list[Output]) -> None:
     """An event that nobody switched on: let the vCPU go on, and say so."""
     out.append(Reply(event, Action.CONTINUE))
+    if event.vcpu in state.stepping.stepped:
+        return
     fact = f"vCPU {event.vcpu} sent a {event.kind.value} event that nobody asked for"
     out.append(Write(StateRecord(state.phase.value, fact, "high")))
 

@@ -17,6 +17,8 @@ from policyc.kvmi import (
     EventKind,
     ReadPhysical,
     ReadPhysicalReply,
+    Refused,
+    ReplyData,
     TranslateGva,
     TranslateGvaReply,
 )
@@ -64,7 +66,7 @@ class Examination:
         self._origin = Origin(rip=event.rip)
         self._fields = EventFields(event)
         self._size_certain = True
-        self._code: tuple[Gpa, bytes] | None = None
+        self._code: Gpa | None = None
         self._read = False
 
     def verdict(self) -> Procedure[Verdict]:
@@ -75,14 +77,20 @@ class Examination:
                 return answer
             yield from self._establish(answer)
 
+    def verdict_on(self, access: Access, gpa: Gpa, size: int) -> Procedure[Verdict]:
+        """The verdict on bytes that the same instruction accesses, whether or not the event is about them."""
+        while True:
+            made = MemoryAccess(access, Base.PHYSICAL, gpa, size, self._origin, fields=self._fields)
+            answer = decide(self._bound.table, made)
+            if isinstance(answer, Verdict):
+                return answer
+            yield from self._establish(answer)
+
     def decoded(self) -> Procedure[Instruction | None]:
-        """The instruction at RIP, read from the guest now."""
+        """The instruction at RIP, read from the guest now or known to stand there still."""
         if not self._read:
             self._read = True
-            code = yield from self._code_at(self.event.rip)
-            if code is not None:
-                self.instruction = decode(self.event.mode, code[1])
-                self._code = code
+            yield from self._decode(Gva(self.event.rip))
         return self.instruction
 
     def _access(self) -> MemoryAccess | NoticedEvent:
@@ -112,22 +120,22 @@ class Examination:
     def _operand_size(self) -> Procedure[int | None]:
         """The decoded size, where nobody untrusted can have written the code since."""
         instruction = yield from self.decoded()
-        if instruction is None or self._code is None:
+        gpa = self._code
+        if instruction is None or gpa is None:
             return None
-        gpa, _ = self._code
         if self._bound.code.gpa_of(self.event.rip) != gpa:
             # RIP leads to guarded code, but not to what was bound there: the tables were changed, perhaps just now.
             return None
-        if not self._bound.keeps_unwritable(gpa, min(instruction.length, PAGE_SIZE - page_offset(gpa))):
-            return None
         if page_offset(gpa) + instruction.length > PAGE_SIZE:
             # The rest of the instruction lies on another frame, which would have to be trusted as well.
+            return None
+        if not self._bound.keeps_unwritable(gpa, instruction.length):
             return None
         return instruction.size_of(Access(int(self.event.access))) or None
 
     def _return_address(self) -> Procedure[int]:
         size = POINTER[self.event.mode]
-        gpa = yield from self._translated(self.event.rsp)
+        gpa = yield from self.translated(self.event.rsp)
         if gpa is None or page_offset(gpa) + size > PAGE_SIZE:
             return NO_CALLER
         result = yield from ask(ReadPhysical(gpa, size))
@@ -138,26 +146,52 @@ class Examination:
         expected = self._bound.code.gpa_of(address)
         if expected is None:
             return False
-        return (yield from self._translated(address)) == expected
+        return (yield from self.translated(address)) == expected
 
-    def _translated(self, address: int) -> Procedure[Gpa | None]:
-        result = yield from ask(TranslateGva(self.event.vcpu, Gva(address)))
-        if isinstance(result, TranslateGvaReply) and result.gpa != UNMAPPED:
-            return result.gpa
-        return None
+    def translated(self, address: int) -> Procedure[Gpa | None]:
+        """Where an address leads now; None where it leads nowhere."""
+        return _translation((yield from ask(TranslateGva(self.event.vcpu, Gva(address)))))
 
-    def _code_at(self, rip: int) -> Procedure[tuple[Gpa, bytes] | None]:
-        """Where RIP leads, and up to fifteen bytes from there; fewer where the next page is out of reach."""
+    def _decode(self, rip: Gva) -> Procedure[None]:
+        """Find out where RIP leads and what stands there.
+
+        Both are asked for at once where the same address was translated before; what was read at another place than
+        RIP leads to now isn't used.
+        """
+        mode, cache = self.event.mode, self._bound.code_cache
+        guess = cache.guess(rip)
+        commands: list[Command] = [TranslateGva(self.event.vcpu, rip)]
+        if guess is not None and cache.get(mode, guess) is None:
+            commands.append(ReadPhysical(guess, MAX_INSTRUCTION))
+        found = yield from ask_all(commands)
+        gpa = _translation(found[0])
+        if gpa is None:
+            return
+        cache.note_translation(rip, gpa)
+        self._code = gpa
+        self.instruction = cache.get(mode, gpa)
+        if self.instruction is not None:
+            return
+        read = found[1] if len(found) > 1 and gpa == guess else None
+        code = read.data if isinstance(read, ReadPhysicalReply) else (yield from self._code_at(rip, gpa))
+        self.instruction = decode(mode, code)
+        if self.instruction is not None:
+            cache.put(mode, gpa, self.instruction)
+
+    def _code_at(self, rip: Gva, gpa: Gpa) -> Procedure[bytes]:
+        """Up to fifteen bytes from RIP on, which leads to `gpa`; fewer where the next page is out of reach."""
         first = min(MAX_INSTRUCTION, PAGE_SIZE - page_offset(rip))
-        start = yield from self._translated(rip)
-        if start is None:
-            return None
-        wanted: list[Command] = [ReadPhysical(start, first)]
+        wanted: list[Command] = [ReadPhysical(gpa, first)]
         if first < MAX_INSTRUCTION:
-            rest = yield from self._translated((rip + first) & UNMAPPED)
+            rest = yield from self.translated((rip + first) & UNMAPPED)
             if rest is not None:
                 wanted.append(ReadPhysical(rest, MAX_INSTRUCTION - first))
         parts = yield from ask_all(wanted)
         if not isinstance(parts[0], ReadPhysicalReply):
-            return None
-        return start, b"".join(part.data for part in parts if isinstance(part, ReadPhysicalReply))
+            return b""
+        return b"".join(part.data for part in parts if isinstance(part, ReadPhysicalReply))
+
+
+def _translation(result: ReplyData | Refused) -> Gpa | None:
+    """What TRANSLATE_GVA answered; None for an address that leads nowhere."""
+    return result.gpa if isinstance(result, TranslateGvaReply) and result.gpa != UNMAPPED else None

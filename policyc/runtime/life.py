@@ -28,6 +28,7 @@ from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError, ask
 from policyc.runtime.records import StateRecord
 from policyc.runtime.self_test import self_test
 from policyc.runtime.state import GUARDING, Phase, State, enter
+from policyc.runtime.stepping_state import Stepping
 from policyc.runtime.steps import (
     Answered,
     Connected,
@@ -84,6 +85,7 @@ def on_hello(state: State, now: float, hello: Hello, out: list[Output]) -> None:
 
 def on_negotiated(state: State, now: float, negotiated: Negotiated, out: list[Output]) -> None:
     state.dialect = negotiated.dialect
+    state.stepping.available = negotiated.features.singlestep
     state.phase_deadline = None
     enter(state, Phase.BINDING, f"the kernel speaks {negotiated.dialect.name}", out, dialect=negotiated.dialect.name)
     procedure = arm(state.plan, negotiated.dialect, state.arming)
@@ -97,6 +99,7 @@ def _armed(state: State, result: Armed | Refusal, now: float, out: list[Output])
         out.append(Disconnect(result.fact))
         return
     state.put_in_force(result.binding)
+    state.unmended = result.overlong_stop or bool(result.limits)
     if state.dialect is not None and EventKind.CREATE_VCPU not in state.dialect.events:
         start(state, _watch_vcpus(state, result.vcpus), now, out)
     enter(
@@ -142,8 +145,7 @@ def _test_itself(state: State, armed: Armed) -> Procedure[None]:
 
 
 def _degrade(state: State) -> str:
-    if state.phase in GUARDING:
-        state.phase = Phase.DEGRADED
+    state.degrade()
     return state.phase.value
 
 
@@ -224,6 +226,7 @@ def on_lost(state: State, now: float, lost: Lost, out: list[Output]) -> None:
     state.scheduler.cancel()
     state.aftermath.clear()
     state.scheduler.held.clear()
+    state.stepping = Stepping()
     state.put_in_force(None)
     state.msr_watch = None
     state.phase_deadline = None

@@ -19,7 +19,7 @@ from policyc.plan.verdicts import Verdict
 from policyc.runtime.bind import BindError, Binding, rebind
 from policyc.runtime.procedure import Emit, Procedure, ask_all, read_pages, time_now
 from policyc.runtime.records import StateRecord
-from policyc.runtime.state import Phase, State
+from policyc.runtime.state import State
 
 __all__ = ["LOOK_PAUSE", "has_moved"]
 
@@ -58,7 +58,7 @@ def _follow(state: State, before: Binding) -> Procedure[bool]:
     try:
         after = yield from read_pages(rebind(state.plan, before))
     except (BindError, WalkLimitError) as error:
-        state.phase = Phase.DEGRADED
+        state.degrade()
         yield Emit(StateRecord(state.phase.value, f"what the guest has moved can't be followed: {error}", "critical"))
         return False
     old, new = before.plan.rights, after.plan.rights
@@ -69,7 +69,7 @@ def _follow(state: State, before: Binding) -> Procedure[bool]:
     state.put_in_force(after)
     refused += yield from _set({gfn: _of(new, gfn) for gfn in changed})
     if refused:
-        state.phase = Phase.DEGRADED
+        state.degrade()
     released = [gfn for gfn in changed if gfn not in new]
     yield Emit(
         StateRecord(

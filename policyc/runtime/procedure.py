@@ -20,6 +20,7 @@ __all__ = [
     "Commands",
     "Emit",
     "Held",
+    "Limit",
     "NextEvent",
     "Now",
     "Pause",
@@ -104,7 +105,14 @@ class NextEvent:
     seconds: float
 
 
-Wait: TypeAlias = Commands | Pause | Held | NextEvent | Now | Resume | Sleep | Answer | Emit
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Let no later wait of this procedure last beyond a moment; None takes that back. Resumed with None at once."""
+
+    moment: float | None
+
+
+Wait: TypeAlias = Commands | Pause | Held | NextEvent | Now | Limit | Resume | Sleep | Answer | Emit
 Sent: TypeAlias = "tuple[Result, ...] | frozenset[int] | Event | float | None"
 T = TypeVar("T")
 Procedure: TypeAlias = Generator[Wait, Sent, T]

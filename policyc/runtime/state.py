@@ -19,6 +19,7 @@ from policyc.runtime.frame_trials import Watch
 from policyc.runtime.locate import ArmingOptions, Refusal
 from policyc.runtime.msr_watch import MsrWatch
 from policyc.runtime.records import StateRecord
+from policyc.runtime.stepping_state import Stepping
 from policyc.runtime.steps import (
     Output,
     Write,
@@ -83,6 +84,8 @@ class State:
         rebound_at: when what the guest had moved was last followed.
         aftermath: what has been answered CRASH, and what that effect counts as since.
         thinner: leaves out records of rules that have `at most`.
+        stepping: accesses that CONTINUE can't perform.
+        unmended: DEGRADED for a reason that nothing here takes back.
     """
 
     plan: Plan
@@ -103,6 +106,8 @@ class State:
     looked_at: dict[Gfn, float] = field(default_factory=dict)
     rebound_at: float = -inf
     scheduler: Scheduler = field(default_factory=Scheduler)
+    stepping: Stepping = field(default_factory=Stepping)
+    unmended: bool = False
     phase_deadline: float | None = None
 
     def __post_init__(self) -> None:
@@ -119,6 +124,22 @@ class State:
         """When `step` wants to be called with `TimePassed` at the latest."""
         moments = [moment for moment in (self.phase_deadline, self.scheduler.deadline) if moment is not None]
         return min(moments, default=None)
+
+    @property
+    def is_guarding(self) -> bool:
+        """Whether the plan is in force."""
+        return self.phase in GUARDING
+
+    def degrade(self, *, mended: bool = False) -> None:
+        """Note that the guest is guarded less than the plan asks; `mended` where `mend` will be called some time."""
+        self.unmended |= not mended
+        if self.phase is Phase.ARMED:
+            self.phase = Phase.DEGRADED
+
+    def mend(self) -> None:
+        """Note that what was degraded is whole again."""
+        if self.phase is Phase.DEGRADED and not self.unmended:
+            self.phase = Phase.ARMED
 
 
 def enter(state: State, phase: Phase, fact: str, out: list[Output], severity: str = "info", **details: object) -> None:

@@ -16,6 +16,7 @@ from policyc.runtime.procedure import (
     Commands,
     Emit,
     Held,
+    Limit,
     NextEvent,
     Now,
     Pause,
@@ -48,10 +49,15 @@ class _Task(Generic[T]):
     deadline: float | None = None
     paused: frozenset[int] | None = None
     asleep: bool = False
+    limit: float | None = None
     awaited: NextEvent | None = None
     queue: deque[tuple[int, Command]] = field(default_factory=deque)
     results: list[ReplyData | Refused | None] = field(default_factory=list)
     missing: int = 0
+
+    def wait_until(self, moment: float) -> None:
+        """Set the deadline of a wait, which the procedure may have limited."""
+        self.deadline = moment if self.limit is None else min(moment, self.limit)
 
 
 class Scheduler:
@@ -100,7 +106,7 @@ class Scheduler:
         task.results[position] = result
         task.missing -= 1
         if task.missing:
-            task.deadline = now + COMMAND_TIMEOUT
+            task.wait_until(now + COMMAND_TIMEOUT)
             self._send_next(task, out)
             return
         results = tuple(found for found in task.results if found is not None)
@@ -152,8 +158,9 @@ class Scheduler:
                 self._advance(task, None, now, out)
                 continue
             what = "PAUSE events" if task.paused is not None else f"{task.missing} commands"
+            length = "in time" if task.limit is not None else f"for {COMMAND_TIMEOUT:g} seconds"
             self._forget(task)
-            self._advance(task, None, now, out, TimedOutError(f"{what} unanswered for {COMMAND_TIMEOUT:g} seconds"))
+            self._advance(task, None, now, out, TimedOutError(f"{what} unanswered {length}"))
 
     def cancel(self) -> None:
         """End every procedure where it stands."""
@@ -183,6 +190,10 @@ class Scheduler:
                 task.done(end.value, now, out)
                 return
             error = None
+            if isinstance(wait, Limit):
+                task.limit = wait.moment
+                sent = None
+                continue
             if self._begin(task, wait, now, out):
                 return
             sent = self._at_once(wait, now, out)
@@ -194,24 +205,23 @@ class Scheduler:
                 task.results = [None] * len(commands)
                 task.missing = len(commands)
                 task.queue = deque(enumerate(commands))
-                task.deadline = now + COMMAND_TIMEOUT
+                task.wait_until(now + COMMAND_TIMEOUT)
                 for _ in range(WINDOW):
                     self._send_next(task, out)
                 return True
             case Pause(vcpus) if not vcpus <= self.held.keys():
                 task.paused = vcpus
-                task.deadline = now + COMMAND_TIMEOUT
+                task.wait_until(now + COMMAND_TIMEOUT)
                 return True
             case Sleep(seconds):
                 task.asleep = True
                 task.deadline = now + seconds
                 return True
             case NextEvent(vcpu, _, seconds):
-                # A vCPU sends one event at a time, and each one that is judged ends the wait before it.
-                assert vcpu not in self.awaiting, "one procedure waits for a vCPU's next event"
+                self._displace(vcpu, now, out)
                 self.awaiting[vcpu] = task
                 task.awaited = wait
-                task.deadline = now + seconds
+                task.wait_until(now + seconds)
                 return True
         return False
 
@@ -236,6 +246,13 @@ class Scheduler:
             self._next_ticket += 1
             self._waiting[self._next_ticket] = (task, position)
             out.append(Send(self._next_ticket, command))
+
+    def _displace(self, vcpu: int, now: float, out: list[Output]) -> None:
+        """One procedure waits for a vCPU's next event; only a peer that sends two at once makes it two."""
+        earlier = self.awaiting.get(vcpu)
+        if earlier is not None:
+            self._stop_awaiting(earlier)
+            self._advance(earlier, None, now, out)
 
     def _stop_awaiting(self, task: _Task[object]) -> None:
         if task.awaited is not None:

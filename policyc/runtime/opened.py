@@ -1,0 +1,161 @@
+"""Pages whose protection is lifted for a while, since an instruction on them can't be performed otherwise.
+
+Each is closed again after a while, and what was written meanwhile where rules deny it is found by comparing. All this
+is loud: the guest counts as DEGRADED as long as a page is open, and records name page, rules and instruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from policyc.addresses import PAGE_SIZE, Gfn, frame_start, page_offset
+from policyc.catalog import Access
+from policyc.kvmi import PageAccess, ReadPhysical, ReadPhysicalReply, Refused, set_page
+from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError, ask, time_now
+from policyc.runtime.records import MAX_RULES, JsonObject, StateRecord
+
+if TYPE_CHECKING:
+    from policyc.runtime.state import State
+
+__all__ = ["MAX_OPEN", "OPEN_SECONDS", "OpenedPages", "close_pages", "note_open", "open_page", "page_details"]
+
+OPEN_SECONDS = 30.0
+"""How long a page stays open."""
+
+RETRY_SECONDS = 1.0
+"""How soon a page that couldn't be closed is tried again."""
+
+MAX_OPEN = 64
+"""Pages that may be open at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """When a page is to be closed, and what it held before; None where that couldn't be read."""
+
+    until: float
+    before: bytes | None
+
+
+@dataclass(slots=True)
+class OpenedPages:
+    """The pages that are open.
+
+    Attributes:
+        pages: by frame.
+        closing: whether a procedure is there that will close them.
+    """
+
+    pages: dict[Gfn, _Opened] = field(default_factory=dict)
+    closing: bool = False
+
+    @property
+    def wants_closing(self) -> bool:
+        """Whether somebody has to be found who closes them."""
+        return bool(self.pages) and not self.closing
+
+
+def open_page(state: State, gfn: Gfn, why: str, details: JsonObject) -> Procedure[bool]:
+    """Lift everything from one page for a while; False where that can't be done."""
+    if gfn not in state.stepping.opened.pages and len(state.stepping.opened.pages) >= MAX_OPEN:
+        return False
+    before = yield from _read(gfn)
+    state.bound.code_cache.distrust(gfn)
+    state.bound.code_cache.exposed.add(gfn)
+    try:
+        result = yield from ask(set_page(frame_start(gfn), PageAccess.RWX))
+    except TimedOutError:
+        yield from note_open(state, gfn)
+        raise
+    if isinstance(result, Refused):
+        state.bound.code_cache.exposed.discard(gfn)
+        return False
+    yield from note_open(state, gfn, (yield from time_now()) + OPEN_SECONDS, before)
+    fact = f"page {frame_start(gfn):#x} is open for {OPEN_SECONDS:g} seconds: {why}"
+    yield Emit(StateRecord(state.phase.value, fact, "critical", page_details(state, [gfn], details)))
+    return True
+
+
+def note_open(state: State, gfn: Gfn, until: float | None = None, before: bytes | None = None) -> Procedure[None]:
+    """Note that a page is open, to be closed at a moment; soon, where none is given."""
+    if until is None:
+        until = (yield from time_now()) + RETRY_SECONDS
+    earlier = state.stepping.opened.pages.get(gfn)
+    state.stepping.opened.pages[gfn] = _Opened(until, before if earlier is None else earlier.before)
+    state.bound.code_cache.exposed.add(gfn)
+    state.stepping.chores = True
+    state.degrade(mended=True)
+
+
+def close_pages(state: State) -> Procedure[None]:
+    """Close every open page when its time has come; ends when none is open or the guest isn't guarded any more."""
+    opened = state.stepping.opened
+    opened.closing = True
+    try:
+        while opened.pages and state.is_guarding:
+            now = yield from time_now()
+            due = min(page.until for page in opened.pages.values())
+            if due > now:
+                yield Sleep(due - now)
+                continue
+            for gfn in [gfn for gfn, page in opened.pages.items() if page.until <= now]:
+                yield from _close(state, gfn)
+    finally:
+        opened.closing = False
+
+
+def page_details(state: State, gfns: Iterable[Gfn], details: JsonObject) -> JsonObject:
+    """What a record says of pages: their addresses, and the rules about bytes of them."""
+    frames = sorted(gfns)
+    rules = sorted({index for gfn in frames for index in state.bound.rules_on(gfn)})
+    return {
+        "pages": [hex(frame_start(gfn)) for gfn in frames],
+        "rules": [state.plan.rules[index].id for index in rules[:MAX_RULES]],
+        **details,
+    }
+
+
+def _close(state: State, gfn: Gfn) -> Procedure[None]:
+    opened = state.stepping.opened
+    try:
+        result = yield from ask(set_page(frame_start(gfn), PageAccess(int(state.bound.rights[gfn]))))
+        failure = str(result) if isinstance(result, Refused) else None
+        after = (yield from _read(gfn)) if failure is None else None
+    except TimedOutError as error:
+        failure, after = str(error), None
+    if not state.is_guarding:
+        return
+    page = opened.pages[gfn]
+    name = f"page {frame_start(gfn):#x}"
+    if failure is not None:
+        opened.pages[gfn] = _Opened((yield from time_now()) + RETRY_SECONDS, page.before)
+        yield Emit(StateRecord(state.phase.value, f"{name} is still open: {failure}", "critical"))
+        return
+    del opened.pages[gfn]
+    state.bound.code_cache.exposed.discard(gfn)
+    changed = _changed(state, gfn, page.before, after)
+    if not opened.pages:
+        state.mend()
+    details = page_details(state, [gfn], {"changed": changed})
+    fact = f"{name} is guarded again"
+    if changed:
+        fact += f", and bytes were changed on it that rules deny to change: {', '.join(changed)}"
+    yield Emit(StateRecord(state.phase.value, fact, "critical" if changed else "info", details))
+
+
+def _changed(state: State, gfn: Gfn, before: bytes | None, after: bytes | None) -> list[str]:
+    """The denied bytes of a page that aren't what they were, as ranges in words."""
+    if before is None or after is None:
+        return []
+    return [
+        f"[{start:#x}, {end:#x})"
+        for start, end in state.bound.denied_spans(gfn, Access.W)
+        if before[page_offset(start) :][: end - start] != after[page_offset(start) :][: end - start]
+    ]
+
+
+def _read(gfn: Gfn) -> Procedure[bytes | None]:
+    result = yield from ask(ReadPhysical(frame_start(gfn), PAGE_SIZE))
+    return result.data if isinstance(result, ReadPhysicalReply) else None

@@ -1,0 +1,216 @@
+"""One instruction executed by the processor itself, on pages that are open for it, while every other vCPU stands still.
+
+The whole of what it accesses is put to the policy first, when nobody can change code, page tables or registers any
+more. Whatever goes wrong on the way, everything is put back before anybody goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from policyc.addresses import Gfn, frame_start, gfn_of
+from policyc.catalog import Access, EffectKind
+from policyc.kvmi import (
+    Action,
+    Command,
+    ControlEvents,
+    ControlSinglestep,
+    Event,
+    EventKind,
+    PageAccess,
+    Refused,
+    SinglestepData,
+    set_page,
+)
+from policyc.runtime.facts import Examination
+from policyc.runtime.opened import note_open, page_details
+from policyc.runtime.procedure import Answer, Emit, Limit, Procedure, TimedOutError, ask, ask_all, next_event, time_now
+from policyc.runtime.reach import Piece, needed_rights, reach
+from policyc.runtime.records import StateRecord
+from policyc.runtime.standstill import let_go, stop_others
+
+if TYPE_CHECKING:
+    from policyc.runtime.state import State
+
+__all__ = ["MAX_PAGES", "STOP_LIMIT", "Attempt", "Came", "is_denied", "step_alone"]
+
+STOP_LIMIT = 0.02
+"""Seconds that a guest may stand still for one step."""
+
+RESTORE_LIMIT = 0.1
+"""Seconds for putting pages back, before the others go on all the same."""
+
+MAX_PAGES = 32
+"""Pages that are opened for one instruction; a scatter reaches no more."""
+
+
+class Came(Enum):
+    """What came of trying to step one instruction."""
+
+    PERFORMED = "it was executed"
+    DENIED = "a byte that it would access is denied"
+    LATE = "another vCPU didn't stand still in time"
+    INTERRUPTED = "its vCPU did something else first"
+    TOO_SLOW = "it wasn't executed in time"
+    FAILED = "it couldn't be stepped"
+    STUCK = "it can't be stepped"
+    UNSUPPORTED = "this host has no single-step"
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One instruction under way.
+
+    Attributes:
+        first: the event that it was begun with.
+        standing: the event of its vCPU that isn't answered yet; None while the vCPU runs.
+        lifted: what the pages that are open allow.
+        on: single-step has been asked for.
+        came: what came of it.
+    """
+
+    first: Event
+    standing: Event | None
+    lifted: dict[Gfn, Access] = field(default_factory=dict)
+    on: bool = False
+    came: Came = Came.LATE
+
+
+def step_alone(state: State, event: Event) -> Procedure[Attempt]:
+    """Stop the others, let one instruction through, put everything back; never raises.
+
+    What stands at an event in the end is left for the caller to answer.
+    """
+    begun = yield from time_now()
+    attempt = Attempt(event, event)
+    yield Limit(begun + STOP_LIMIT)
+    try:
+        stopped = yield from stop_others(state.stepping.standstill, event.vcpu)
+        attempt.came = (yield from _attempt(state, attempt)) if stopped else Came.LATE
+    except TimedOutError:
+        attempt.came = Came.TOO_SLOW if attempt.on else Came.LATE
+    yield from _restore(state, attempt)
+    yield from let_go(state.stepping.standstill)
+    now = yield from time_now()
+    state.stepping.budget.spend(now, now - begun)
+    yield Limit(None)
+    yield from _switch_off(state, attempt)
+    return attempt
+
+
+def _attempt(state: State, attempt: Attempt) -> Procedure[Came]:
+    """Open what the instruction needs, page after page as it asks for them, and let it run."""
+    vcpu = attempt.first.vcpu
+    while attempt.standing is not None:
+        event = attempt.standing
+        # Read again: nobody else can change the code, the page tables or the registers any more.
+        pieces = yield from reach(Examination(event, state.bound))
+        if (yield from is_denied(state, event, pieces)):
+            return Came.DENIED
+        needed = needed_rights(pieces, lambda gfn: attempt.lifted.get(gfn, state.bound.rights.get(gfn)))
+        if not needed or len(attempt.lifted.keys() | needed.keys()) > MAX_PAGES:
+            return Came.FAILED
+        refused = yield from _open(state, attempt, needed)
+        if refused is not None:
+            return refused
+        attempt.standing = None
+        yield Answer(event, Action.RETRY)
+        attempt.standing = yield from _next(state, vcpu)
+        again = attempt.standing is not None and attempt.standing.kind is EventKind.PF
+        if attempt.standing is None or not again or attempt.standing.regs_raw != attempt.first.regs_raw:
+            break
+    return _outcome(attempt)
+
+
+def _next(state: State, vcpu: int) -> Procedure[Event | None]:
+    """The next event of the vCPU that is stepped, but for a PAUSE event that an earlier step has asked for."""
+    while True:
+        event = yield from next_event(vcpu, lambda event: True, STOP_LIMIT)
+        if event is None or not state.stepping.standstill.settle(event):
+            return event
+        yield Answer(event, Action.CONTINUE)
+
+
+def _outcome(attempt: Attempt) -> Came:
+    event = attempt.standing
+    if event is None:
+        return Came.TOO_SLOW
+    if event.kind is not EventKind.SINGLESTEP:
+        return Came.INTERRUPTED
+    failed = isinstance(event.data, SinglestepData) and event.data.failed
+    return Came.FAILED if failed or event.regs_raw == attempt.first.regs_raw else Came.PERFORMED
+
+
+def is_denied(state: State, event: Event, pieces: tuple[Piece, ...]) -> Procedure[bool]:
+    """Whether the policy wants anything of this stopped."""
+    if state.monitor:
+        return False
+    case = Examination(event, state.bound)
+    for piece in pieces:
+        if gfn_of(piece.gpa) in state.bound.rights:
+            verdict = yield from case.verdict_on(piece.access, piece.gpa, piece.size)
+            if verdict.effect is not None and verdict.effect.kind > EffectKind.LOG:
+                return True
+    return False
+
+
+def _open(state: State, attempt: Attempt, needed: dict[Gfn, Access]) -> Procedure[Came | None]:
+    """Give the pages these rights, and switch single-step on; why not, where the kernel refuses."""
+    vcpu = attempt.first.vcpu
+    if not state.is_guarding:
+        return Came.INTERRUPTED
+    for gfn in needed:
+        state.bound.code_cache.distrust(gfn)
+    attempt.lifted.update(needed)
+    commands: list[Command] = [set_page(frame_start(gfn), PageAccess(int(needed[gfn]))) for gfn in sorted(needed)]
+    pages = len(commands)
+    if not attempt.on:
+        # v7 sends the event only where it's switched on; to v12 it's all the same.
+        commands += [ControlEvents(vcpu, EventKind.SINGLESTEP, enable=True), ControlSinglestep(vcpu, enable=True)]
+        state.stepping.stepped.add(vcpu)
+        attempt.on = True
+    results = yield from ask_all(commands)
+    if any(isinstance(result, Refused) for result in results[:pages]):
+        return Came.FAILED
+    if any(isinstance(result, Refused) for result in results[pages:]):
+        state.stepping.available = False
+        return Came.UNSUPPORTED
+    return None
+
+
+def _restore(state: State, attempt: Attempt) -> Procedure[None]:
+    """Give every page the rights that it had; what can't be confirmed counts as open."""
+    if not attempt.lifted or not state.is_guarding:
+        return
+    frames = sorted(attempt.lifted)
+    still_open = [gfn for gfn in frames if gfn in state.stepping.opened.pages]
+    frames = [gfn for gfn in frames if gfn not in state.stepping.opened.pages]
+    yield Limit((yield from time_now()) + RESTORE_LIMIT)
+    commands = [set_page(frame_start(gfn), PageAccess(int(state.bound.rights[gfn]))) for gfn in frames]
+    commands += [set_page(frame_start(gfn), PageAccess.RWX) for gfn in still_open]
+    try:
+        results = yield from ask_all(commands)
+        failed = [gfn for gfn, result in zip(frames, results, strict=False) if isinstance(result, Refused)]
+    except TimedOutError:
+        failed = frames
+    for gfn in failed:
+        yield from note_open(state, gfn)
+    if failed:
+        fact = "pages that were opened for one instruction couldn't be closed"
+        yield Emit(StateRecord(state.phase.value, fact, "critical", page_details(state, failed, {})))
+
+
+def _switch_off(state: State, attempt: Attempt) -> Procedure[None]:
+    if not attempt.on:
+        return
+    vcpu = attempt.first.vcpu
+    try:
+        result = yield from ask(ControlSinglestep(vcpu, enable=False))
+        failure = str(result) if isinstance(result, Refused) and state.stepping.available else None
+    except TimedOutError as error:
+        failure = str(error)
+    if failure is not None:
+        fact = f"single-step of vCPU {vcpu} couldn't be switched off: {failure}"
+        yield Emit(StateRecord(state.phase.value, fact, "high"))
