@@ -54,7 +54,7 @@ from tests.support.instruction_rows import (
     form_named,
 )
 
-STEPPING = False
+STEPPING = True
 """Whether the enforcer steps what CONTINUE doesn't perform: kvmi-v12 repeats the event for such an instruction."""
 
 GENERATIONS = {"v7": V7, "v12": V12}

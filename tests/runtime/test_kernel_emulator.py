@@ -15,8 +15,10 @@ NO_ACCESS = frozenset(
 )
 """Instructions that name memory and never access it: no event is about them."""
 
-BY_OPCODE = frozenset(["movq"])
-"""The emulated kernel goes by names, and takes the form of MOVQ that loads a general register for that of MMX."""
+UNTOLD = frozenset(["movq", "movbe"])
+"""What a name alone doesn't tell: the emulated kernel takes the MOVQ that loads a general register for that of MMX, and
+the tool takes MOVBE of 16 bits, which KVM's emulator doesn't know, for the others; it is stepped a few events later.
+"""
 
 
 def test_both_tables_agree_but_where_names_do_not_tell() -> None:
@@ -30,7 +32,7 @@ def test_both_tables_agree_but_where_names_do_not_tell() -> None:
         if ours.is_emulated != emulated(theirs):
             differing.add(theirs.name)
     assert compared > 5000
-    assert differing == BY_OPCODE
+    assert differing == UNTOLD
 
 
 @pytest.mark.parametrize(
