@@ -17,7 +17,7 @@ from policyc.cli.demo_guest import GuestProcess
 from policyc.cli.demo_tool import WatchedTool
 from policyc.compiler.pipeline import compile_policies
 from policyc.diagnostics import Source
-from policyc.emulator.image import small_system_map
+from policyc.emulator.image import small_image, small_system_map
 from policyc.emulator.routines import ROUTINES, Memory
 from policyc.guest.profile import Profile
 from policyc.guest.readers import build_profile
@@ -149,7 +149,8 @@ def test_leaving__gives_the_guest_its_rights_back(profile: Profile, dialect: str
 
 
 def test_guest_of_another_kernel__is_refused(profile: Profile, dialect: str, tmp_path: Path) -> None:
-    moved = small_system_map().replace("ffffffff810012f0 T entry_SYSCALL_64", "ffffffff810012f8 T entry_SYSCALL_64")
+    entry = f"{small_image().symbols['entry_SYSCALL_64']:x} T entry_SYSCALL_64"
+    moved = small_system_map().replace(entry, entry.replace("0 T", "8 T"))
     assert moved != small_system_map()
     other = build_profile(moved.encode())
     tool = WatchedTool(compile_text(other, "deny write to kernel .text"), other, tmp_path / "s", tmp_path / "a")

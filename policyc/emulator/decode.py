@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from capstone import CS_ARCH_X86, CS_MODE_64, Cs, CsInsn
+from capstone import CS_ARCH_X86, CS_MODE_16, CS_MODE_32, CS_MODE_64, Cs, CsInsn
 from capstone import x86_const as x86
 
 from policyc.addresses import PAGE_SIZE, Gva
@@ -20,18 +20,38 @@ if TYPE_CHECKING:
 
     from capstone.x86 import X86Op
 
-__all__ = ["INSTRUCTION_MAX", "Access", "Instruction", "address_in_page", "decode"]
+__all__ = ["INSTRUCTION_MAX", "Access", "Instruction", "accesses", "address_in_page", "decode", "register_value"]
 
 INSTRUCTION_MAX: Final = 15
 _MASK: Final = (1 << 64) - 1
 _PAGE: Final = ~(PAGE_SIZE - 1)
 
-_STACK_WRITERS: Final = {"push": 8, "call": 8, "pushfq": 8, "pushf": 8, "enter": 8, "lcall": 16}
-_STACK_READERS: Final = {"pop": 8, "ret": 8, "popfq": 8, "popf": 8, "retf": 16, "retfq": 16, "iretq": 40, "iretd": 20}
+_STACK_WRITERS: Final = {
+    "push": 1,
+    "call": 1,
+    "pushfq": 1,
+    "pushfd": 1,
+    "pushf": 1,
+    "enter": 1,
+    "lcall": 2,
+    "pushal": 8,
+}
+_STACK_READERS: Final = {
+    **dict.fromkeys(("pop", "ret", "leave", "popfq", "popfd", "popf"), 1),
+    **dict.fromkeys(("retf", "retfq"), 2),
+    **dict.fromkeys(("iretq", "iretd"), 5),
+    "popal": 8,
+}
+"""How many slots of the stack, each as wide as a push in that mode."""
+
+_IMPLIED_STORES: Final = {"maskmovq": 8, "maskmovdqu": 16}
+"""To where RDI points, without an operand that says so."""
+
 _SIZES: Final = {"fxsave": 512, "fxrstor": 512, "fxsave64": 512, "fxrstor64": 512, "xsave": 576, "xrstor": 576}
 _BIT_TESTS: Final = frozenset({"bt", "bts", "btr", "btc"})
 
 _WIDE = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", *(f"r{number}" for number in range(8, 16)))
+_MODES: Final = {16: CS_MODE_16, 32: CS_MODE_32, 64: CS_MODE_64}
 _NARROW: Final = {
     **{f"e{name[1:]}": (name, 0xFFFF_FFFF) for name in _WIDE[:8]},
     **{f"{name}d": (name, 0xFFFF_FFFF) for name in _WIDE[8:]},
@@ -64,6 +84,7 @@ class Instruction:
         name: Intel mnemonic without prefixes.
         size: bytes.
         repeated: has a REP prefix.
+        bits: of the code that it's in: 16, 32 or 64.
         operands: memory operands.
         registers: names of the register operands, in order; `cr4` for a control register.
     """
@@ -71,6 +92,7 @@ class Instruction:
     name: str
     size: int
     repeated: bool
+    bits: int
     operands: tuple[MemoryOperand, ...]
     registers: tuple[str, ...]
 
@@ -90,9 +112,9 @@ class Access:
 
 
 @lru_cache(maxsize=4096)
-def decode(code: bytes) -> Instruction | None:
-    """The 64-bit instruction at the start of `code`, at most 15 bytes; None if there is none."""
-    for insn in _disassembler().disasm(code, 0, 1):
+def decode(code: bytes, bits: int = 64) -> Instruction | None:
+    """The instruction at the start of `code`, at most 15 bytes of a segment of `bits`; None if there is none."""
+    for insn in _disassembler(bits).disasm(code, 0, 1):
         names = insn.mnemonic.split()
         registers = tuple(insn.reg_name(operand.reg) for operand in insn.operands if operand.type == x86.X86_OP_REG)
         operands = tuple(
@@ -100,7 +122,7 @@ def decode(code: bytes) -> Instruction | None:
             for operand in insn.operands
             if operand.type == x86.X86_OP_MEM
         )
-        return Instruction(names[-1], insn.size, names[0].startswith("rep"), operands, registers)
+        return Instruction(names[-1], insn.size, names[0].startswith("rep"), bits, operands, registers)
     return None
 
 
@@ -114,16 +136,17 @@ def accesses(insn: Instruction, registers: Mapping[str, int]) -> list[Access]:
         Access(_address(operand, insn, registers), operand.size, operand.read, operand.written)
         for operand in insn.operands
     ]
-    stack = registers["rsp"]
+    slot, wrap = insn.bits // 8, (1 << insn.bits) - 1
+    stack = registers["rbp" if insn.name == "leave" else "rsp"] & wrap
     if insn.name in _STACK_WRITERS:
-        size = _STACK_WRITERS[insn.name]
-        found.append(Access((stack - size) & _MASK, size, read=False, written=True))
+        size = _STACK_WRITERS[insn.name] * slot
+        found.append(Access((stack - size) & wrap, size, read=False, written=True))
     if insn.name in _STACK_READERS:
-        found.append(Access(stack, _STACK_READERS[insn.name], read=True, written=False))
-    if insn.name == "leave":
-        found.append(Access(registers["rbp"], 8, read=True, written=False))
+        found.append(Access(stack, _STACK_READERS[insn.name] * slot, read=True, written=False))
+    if insn.name in _IMPLIED_STORES:
+        found.append(Access(registers["rdi"] & wrap, _IMPLIED_STORES[insn.name], read=False, written=True))
     if insn.name == "xlatb":
-        found.append(Access((registers["rbx"] + (registers["rax"] & 0xFF)) & _MASK, 1, read=True, written=False))
+        found.append(Access((registers["rbx"] + (registers["rax"] & 0xFF)) & wrap, 1, read=True, written=False))
     return found
 
 
@@ -134,9 +157,19 @@ def address_in_page(insn: Instruction, registers: Mapping[str, int], page: int, 
     return Gva(max(touching[0].gva, page) if touching else page)
 
 
-@lru_cache(maxsize=1)
-def _disassembler() -> Cs:
-    disassembler = Cs(CS_ARCH_X86, CS_MODE_64)
+def register_value(name: str, registers: Mapping[str, int]) -> int:
+    """A general register by any of its names, such as `eax`, from the 64-bit ones; 0 where there is none."""
+    if name in registers:
+        return registers[name]
+    if name in _NARROW:
+        wide, mask = _NARROW[name]
+        return registers[wide] & mask
+    return 0  # riz, the index that isn't one
+
+
+@lru_cache(maxsize=3)
+def _disassembler(bits: int) -> Cs:
+    disassembler = Cs(CS_ARCH_X86, _MODES[bits])
     disassembler.detail = True
     return disassembler
 
@@ -162,24 +195,15 @@ def _address(operand: MemoryOperand, insn: Instruction, registers: Mapping[str, 
     if operand.base in ("rip", "eip"):
         offset += registers["rip"] + insn.size
     elif operand.base:
-        offset += _value(operand.base, registers)
+        offset += register_value(operand.base, registers)
     if operand.index:
-        offset += _value(operand.index, registers) * operand.scale
+        offset += register_value(operand.index, registers) * operand.scale
     if operand.bit:
         bits = operand.size * 8
-        number = _value(operand.bit, registers)
+        number = register_value(operand.bit, registers)
         number -= (number >> (bits - 1) & 1) << bits
         offset += number // bits * operand.size
     offset &= (1 << operand.address_bits) - 1
     if operand.segment in ("fs", "gs"):
         offset += registers[f"{operand.segment}_base"]
     return offset & _MASK
-
-
-def _value(name: str, registers: Mapping[str, int]) -> int:
-    if name in registers:
-        return registers[name]
-    if name in _NARROW:
-        wide, mask = _NARROW[name]
-        return registers[wide] & mask
-    return 0  # riz, the index that isn't one

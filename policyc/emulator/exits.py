@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from policyc.addresses import GVA_UNKNOWN, Gpa
 from policyc.emulator.cpuid import Leaf, cpuid_table
-from policyc.emulator.deliver import Delivery, enter_syscall
+from policyc.emulator.decode import register_value
+from policyc.emulator.deliver import Delivery, enter_syscall, enter_sysenter
 from policyc.emulator.registers import READABLE_MSRS
 from policyc.emulator.step_over import violation
 from policyc.emulator.stops import (
@@ -61,12 +62,19 @@ _BREAKPOINT: Final = 3
 
 _CR0_NEEDED: Final = 0x8000_0001  # PG and PE, which 64-bit code can't clear
 _CR0_TS: Final = 1 << 3
+_CR0_PE: Final = 1
+_CR0_LMSW: Final = 0xE  # MP, EM, TS; PE can be set by it and not cleared
+_CONTROL_REGISTERS: Final = frozenset({"cr0", "cr3", "cr4"})
 _CR3_RESERVED: Final = 0x7FF0_0000_0000_0000
 _CR4_NEEDED: Final = 1 << 5  # PAE
 _CR4_MAX: Final = 1 << 25
 _EFER_SCE: Final = 1
 _EFER_BITS: Final = 0xFD01
 _CANONICAL_MSRS: Final = frozenset({0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0100, 0xC000_0101, 0xC000_0102})
+
+
+_HYPERCALL_REGISTERS: Final = {True: ("rax", "rdi", "rsi"), False: ("rax", "rbx", "rcx")}
+"""Function, sub-function and what must be 0, by whether it's 64-bit code: the convention of Xen's HVM guests."""
 
 
 def leave(vcpu: Vcpu, stop: Stop) -> None:
@@ -81,7 +89,7 @@ def leave(vcpu: Vcpu, stop: Stop) -> None:
         case GuestFault():
             vcpu.fault(stop.vector, stop.error_code, stop.cr2)
         case SoftwareInterrupt():
-            vcpu.deliver(Delivery(stop.vector, software=True))
+            vcpu.deliver(Delivery(stop.vector, software=True, length=stop.size))
         case Breakpoint():
             _breakpoint(vcpu, stop)
         case Hypercall():
@@ -108,8 +116,7 @@ def _skip(vcpu: Vcpu, size: int) -> None:
 def _breakpoint(vcpu: Vcpu, stop: Breakpoint) -> None:
     def resume(action: Action | None, _: EventReplyData | None) -> None:
         if action is Action.CONTINUE:
-            _skip(vcpu, stop.size)
-            vcpu.deliver(Delivery(_BREAKPOINT, software=True))
+            vcpu.deliver(Delivery(_BREAKPOINT, software=True, length=stop.size))
 
     if not vcpu.wants(EventKind.BREAKPOINT):
         resume(Action.CONTINUE, None)
@@ -122,19 +129,18 @@ def _breakpoint(vcpu: Vcpu, stop: Breakpoint) -> None:
 def _hypercall(vcpu: Vcpu, stop: Hypercall) -> None:
     engine = vcpu.engine
 
+    mask = _MASK if engine.code_bits == 64 else _LOW32
+
     def finish(result: int) -> None:
-        engine.set("rax", result & _MASK)
+        engine.set("rax", result & mask)
         _skip(vcpu, stop.size)
 
     def resume(_action: Action | None, _: EventReplyData | None) -> None:
         finish(0)
 
-    ours = (engine.get("rax") & _LOW32, engine.get("rdi"), engine.get("rsi")) == (
-        HYPERCALL_FUNCTION,
-        HYPERCALL_SUBFUNCTION,
-        0,
-    )
-    if ours and vcpu.wants(EventKind.HYPERCALL):
+    function, subfunction, zero = _HYPERCALL_REGISTERS[engine.code_bits == 64]
+    asked = engine.get(function) & _LOW32, engine.get(subfunction) & mask, engine.get(zero) & mask
+    if asked == (HYPERCALL_FUNCTION, HYPERCALL_SUBFUNCTION, 0) and vcpu.wants(EventKind.HYPERCALL):
         vcpu.report(EventKind.HYPERCALL, None, resume)
     else:
         finish(-_KVM_ENOSYS)
@@ -142,14 +148,23 @@ def _hypercall(vcpu: Vcpu, stop: Hypercall) -> None:
 
 def _mov_cr(vcpu: Vcpu, insn: Instruction) -> None:
     target, source = insn.registers
-    if target == "cr8":
+    if target not in _CONTROL_REGISTERS:
         _native(vcpu)
     else:
-        _write_cr(vcpu, insn, int(target[2:]), vcpu.engine.get(source))
+        _write_cr(vcpu, insn, int(target[2:]), register_value(source, vcpu.engine.registers()))
 
 
 def _clts(vcpu: Vcpu, insn: Instruction) -> None:
     _write_cr(vcpu, insn, 0, vcpu.engine.get("cr0") & ~_CR0_TS)
+
+
+def _lmsw(vcpu: Vcpu, insn: Instruction) -> None:
+    word = vcpu.engine.operand(insn)
+    if word is None:
+        _native(vcpu)
+    else:
+        cr0 = vcpu.engine.get("cr0")
+        _write_cr(vcpu, insn, 0, (cr0 & ~_CR0_LMSW | word & _CR0_LMSW) | word & _CR0_PE)
 
 
 def _write_cr(vcpu: Vcpu, insn: Instruction, number: int, new: int) -> None:
@@ -270,6 +285,20 @@ def _xsetbv(vcpu: Vcpu, _: Instruction) -> None:
         vcpu.report(EventKind.XSETBV, XsetbvData(index, old, new), vcpu.go_on)
 
 
+def _sysenter(vcpu: Vcpu, _: Instruction) -> None:
+    """In long mode Intel's processors alone have it (AMD's manual, volume 3, SYSENTER)."""
+    if vcpu.cpu == "amd":
+        vcpu.fault(_INVALID_OPCODE)
+    elif not enter_sysenter(vcpu.engine):
+        vcpu.fault(_GENERAL_PROTECTION, 0)
+
+
+def _invlpg(vcpu: Vcpu, insn: Instruction) -> None:
+    (gva,) = vcpu.engine.addresses(insn)
+    _native(vcpu)
+    vcpu.engine.forget_large_page(gva)
+
+
 def _syscall(vcpu: Vcpu, _: Instruction) -> None:
     if vcpu.engine.msr_read(MSR_EFER) & _EFER_SCE:
         enter_syscall(vcpu.engine)
@@ -280,9 +309,12 @@ def _syscall(vcpu: Vcpu, _: Instruction) -> None:
 _SENSITIVE: Final[Mapping[str, Callable[[Vcpu, Instruction], None]]] = {
     "mov": _mov_cr,
     "clts": _clts,
+    "lmsw": _lmsw,
     "wrmsr": _wrmsr,
     "cpuid": _cpuid,
     "xsetbv": _xsetbv,
     "syscall": _syscall,
+    "sysenter": _sysenter,
+    "invlpg": _invlpg,
     **dict.fromkeys(_DESCRIPTORS, _descriptor),
 }
