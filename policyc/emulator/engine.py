@@ -18,7 +18,7 @@ from unicorn import x86_const as x86
 from policyc.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
 from policyc.emulator.codewatch import CodeWatch
 from policyc.emulator.context import GPR_NAMES, Context
-from policyc.emulator.decode import INSTRUCTION_MAX, Instruction, accesses, address_in_page, decode, register_value
+from policyc.emulator.decode import INSTRUCTION_MAX, Instruction, address_in_page, decode
 from policyc.emulator.quirks import measure
 from policyc.emulator.scan import SENSITIVE
 from policyc.emulator.stops import (
@@ -228,22 +228,6 @@ class Engine:
         """What addresses are made of: the general registers, RIP, `fs_base` and `gs_base`."""
         self.context.load()
         return self._registers()
-
-    def addresses(self, insn: Instruction) -> list[int]:
-        """Where the memory is that the instruction at RIP names or implies."""
-        return [access.gva for access in accesses(insn, self.registers())]
-
-    def operand(self, insn: Instruction) -> int | None:
-        """What an instruction with one operand reads, from a register or from memory whatever the rights.
-
-        None if it isn't mapped.
-        """
-        registers = self.registers()
-        if not insn.operands:
-            return register_value(insn.registers[0], registers)
-        (access,) = accesses(insn, registers)
-        data = self.read_virtual(access.gva, access.size)
-        return int.from_bytes(data, "little") if len(data) == access.size else None
 
     def rights_changed(self) -> None:
         """See `MemoryObserver`."""

@@ -11,6 +11,7 @@ from typing import TypeVar
 import pytest
 
 from policyc.addresses import Gpa, Gva
+from policyc.emulator.decode import accesses
 from policyc.emulator.deliver import Delivery, deliver, enter_syscall, enter_sysenter
 from policyc.emulator.engine import Engine
 from policyc.emulator.memory import Memory
@@ -325,12 +326,12 @@ def test_invlpg_drops_all_pieces_of_a_large_page() -> None:
 
 
 def vcpu_invlpg(bench: Bench) -> None:
-    """What `exits` does for INVLPG."""
+    """What `sensitive` does for INVLPG."""
     insn = bench.engine.instruction()
     assert insn is not None
-    (gva,) = bench.engine.addresses(insn)
+    (operand,) = accesses(insn, bench.engine.registers())
     assert bench.engine.step() == BudgetSpent()
-    bench.engine.forget_large_page(gva)
+    bench.engine.forget_large_page(operand.gva)
 
 
 @trap(7)
