@@ -82,7 +82,7 @@ class Instruction:
 
     Attributes:
         name: Intel mnemonic without prefixes.
-        size: bytes.
+        code: its bytes.
         repeated: has a REP prefix.
         bits: of the code that it's in: 16, 32 or 64.
         operands: memory operands.
@@ -90,11 +90,16 @@ class Instruction:
     """
 
     name: str
-    size: int
+    code: bytes
     repeated: bool
     bits: int
     operands: tuple[MemoryOperand, ...]
     registers: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return len(self.code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +127,7 @@ def decode(code: bytes, bits: int = 64) -> Instruction | None:
             for operand in insn.operands
             if operand.type == x86.X86_OP_MEM
         )
-        return Instruction(names[-1], insn.size, names[0].startswith("rep"), bits, operands, registers)
+        return Instruction(names[-1], bytes(insn.bytes), names[0].startswith("rep"), bits, operands, registers)
     return None
 
 
