@@ -1,8 +1,8 @@
 """Which instructions KVM's own instruction emulator performs, so that CONTINUE works or fails as it does there.
 
-Read in the opcode tables of arch/x86/kvm/emulate.c and what they lead to, in Linux 5.10, which stands between the kernels
-of kvmi-v7 and kvmi-v12. Where an instruction isn't there, kernels of kvmi-v7 single-step it by themselves and nobody
-notices; kvmi-v12 enters the guest again, and the event comes again.
+Read in the opcode tables of arch/x86/kvm/emulate.c and what they lead to, in Linux 5.10, which stands between the
+kernels of kvmi-v7 and kvmi-v12. Where an instruction isn't there, kernels of kvmi-v7 single-step it by themselves and
+nobody notices; kvmi-v12 enters the guest again, and the event comes again.
 """
 
 from __future__ import annotations

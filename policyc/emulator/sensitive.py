@@ -46,6 +46,15 @@ _CR0_TS: Final = 1 << 3
 _CR0_PE: Final = 1
 _CR0_LMSW: Final = 0xE  # MP, EM, TS; PE can be set by it and not cleared
 _CONTROL_REGISTERS: Final = frozenset({"cr0", "cr3", "cr4"})
+_LEFT_TO_THE_GUEST: Final[Mapping[tuple[str, int], int]] = {
+    ("intel", 0): 1 << 3,  # TS
+    ("intel", 4): 1 << 1 | 1 << 3 | 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10,  # PVI DE PGE PCE OSFXSR OSXMMEXCPT
+    ("amd", 0): 1 << 1 | 1 << 3,  # MP TS
+}
+"""Bits whose change alone makes no exit, and so no event: those that KVM leaves to the guest on VMX, in Linux 5.4
+(KVM_CR4_GUEST_OWNED_BITS; later kernels have TSD and FSGSBASE too), and what AMD's selective intercept of CR0 leaves out.
+"""
+
 _CR3_RESERVED: Final = 0x7FF0_0000_0000_0000
 _CR4_NEEDED: Final = 1 << 5  # PAE
 _CR4_MAX: Final = 1 << 25
@@ -79,6 +88,7 @@ def _mov_cr(vcpu: Vcpu, insn: Instruction) -> None:
 
 
 def _clts(vcpu: Vcpu, insn: Instruction) -> None:
+    """No event on either maker's processors, since TS is the guest's; a #GP in user mode."""
     _write_cr(vcpu, insn, 0, vcpu.engine.get("cr0") & ~_CR0_TS)
 
 
@@ -104,6 +114,7 @@ def _operand(vcpu: Vcpu, insn: Instruction) -> int | None:
 def _write_cr(vcpu: Vcpu, insn: Instruction, number: int, new: int) -> None:
     name = f"cr{number}"
     old = vcpu.engine.get(name)
+    owned = _LEFT_TO_THE_GUEST.get((vcpu.cpu, number), 0)
 
     def resume(action: Action | None, data: EventReplyData | None) -> None:
         value = data.value if isinstance(data, NewValue) else new
@@ -119,7 +130,7 @@ def _write_cr(vcpu: Vcpu, insn: Instruction, number: int, new: int) -> None:
 
     if vcpu.engine.cpl or not _cr_holds(number, new):
         vcpu.fault(_GENERAL_PROTECTION, 0)
-    elif new != old and number in vcpu.hooks.crs and vcpu.wants(EventKind.CR):
+    elif (new ^ old) & ~owned and number in vcpu.hooks.crs and vcpu.wants(EventKind.CR):
         vcpu.report(EventKind.CR, CrData(number, old, new), resume)
     else:
         _native(vcpu)

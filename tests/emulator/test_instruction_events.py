@@ -39,7 +39,7 @@ TEST_CODE = "kernel_power_off"
 PAGE_END = "cpu_startup_entry"
 """Begins a page, and isn't returned to once the guest has booted; nothing but padding precedes it."""
 
-TS, AM, WP, TSD, PWT = 1 << 3, 1 << 18, 1 << 16, 1 << 2, 1 << 3
+EM, TS, AM, WP, SMEP, PWT = 1 << 2, 1 << 3, 1 << 18, 1 << 16, 1 << 20, 1 << 3
 KERNEL_TSS = 0x40
 
 Expected = Callable[[SmallMachine, Dialect], EventData | None]
@@ -95,10 +95,10 @@ CASES = {
     "mov cr0, rbx": Case("0f20c3 480fbaf310", "0f22c3", EventKind.CR, control(0, WP), CR0),
     "mov cr0, rbp": Case("0f20c5 480fbafd12", "0f22c5", EventKind.CR, control(0, AM), CR0),
     "mov cr0, r9": Case("410f20c1 490fbaf910", "410f22c1", EventKind.CR, control(0, WP), CR0),
-    "lmsw ax": Case("660f01e0 3408", "0f01f0", EventKind.CR, control(0, TS), CR0),
-    "lmsw [rsp-8]": Case("0f016424f8 807424f808", "0f017424f8", EventKind.CR, control(0, TS), CR0),
+    "lmsw ax": Case("660f01e0 3404", "0f01f0", EventKind.CR, control(0, EM), CR0),
+    "lmsw [rsp-8]": Case("0f016424f8 807424f804", "0f017424f8", EventKind.CR, control(0, EM), CR0),
     "mov cr3, r12": Case("410f20dc 4983cc08", "410f22dc", EventKind.CR, control(3, PWT), CR3),
-    "mov cr4, r15": Case("410f20e7 490fbaff02", "410f22e7", EventKind.CR, control(4, TSD), CR4),
+    "mov cr4, r15": Case("410f20e7 490fbaff14", "410f22e7", EventKind.CR, control(4, SMEP), CR4),
     **{
         f"wrmsr {index:#x}": write_msr(index, flipped)
         for index, flipped in (
@@ -215,20 +215,43 @@ def test_instruction_over_a_page_end__is_reported(name: str, split: int) -> None
     answer(tool, expect(tool, case, start + 1))
 
 
-def test_clts__is_reported_when_the_bit_was_set(dialect: Dialect) -> None:
-    """CLTS, then with TS set by MOV: two events; and none where it changes nothing."""
-    tool = ScriptedTool(dialect)
-    tool.ask(CR0)
+LEFT_TO_THE_GUEST = {
+    "TS by mov, cleared by clts": ("0f20c0 83c808 0f22c0 0f06", "intel"),
+    "TS by lmsw, cleared by clts": ("660f01e0 0c08 0f01f0 0f06", "intel"),
+    "TS on AMD": ("0f20c0 83c808 0f22c0 0f06", "amd"),
+    "MP on AMD": ("660f01e0 3402 0f01f0", "amd"),
+    "PGE by mov to cr4": ("0f20e0 483580000000 0f22e0", "intel"),
+    "PCE by mov to cr4": ("0f20e0 483500010000 0f22e0", "intel"),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_TO_THE_GUEST)
+def test_bits_that_kvm_leaves_to_the_guest__change_without_an_event(dialect: Dialect, name: str) -> None:
+    instructions, cpu = LEFT_TO_THE_GUEST[name]
+    tool = ScriptedTool(dialect, cpu=cpu)
+    for command in (CR0, CR4):
+        tool.ask(command)
     tool.enable(EventKind.CR)
-    cr0 = tool.machine.vcpus[0].engine.get("cr0")
-    at = place(tool, tool.machine.symbol(TEST_CODE), code("0f06 0f20c0 83c808 0f22c0 0f06", RET))
-    first = tool.event()
-    assert (first.data, first.rip) == (CrData(0, cr0, cr0 | TS), at + 8)
-    (second,) = tool.reply(first, data=NewValue(cr0 | TS))
-    assert isinstance(second, Event)
-    assert (second.data, second.rip) == (CrData(0, cr0 | TS, cr0), at + 11)
-    answer(tool, second)
-    assert tool.machine.vcpus[0].engine.get("cr0") == cr0
+    place(tool, tool.machine.symbol(TEST_CODE), code(instructions, RET))
+    assert tool.pump() == []
+    assert tool.machine.read_int("routine_request") == 0
+    assert tool.machine.read_int("routine_fault") == (1 << 64) - 1
+
+
+def test_a_write_that_changes_other_bits_too__is_reported_whole(dialect: Dialect) -> None:
+    """TS and EM at once; on AMD every bit of CR4 is KVM's."""
+    for cpu, instructions, number, flipped in (
+        ("intel", "0f20c0 83f00c 0f22c0", 0, EM | TS),
+        ("amd", "0f20e0 483580000000 0f22e0", 4, 1 << 7),
+    ):
+        tool = ScriptedTool(dialect, cpu=cpu)
+        tool.ask(ControlCr(0, number, True))
+        tool.enable(EventKind.CR)
+        old = tool.machine.vcpus[0].engine.get(f"cr{number}")
+        place(tool, tool.machine.symbol(TEST_CODE), code(instructions, RET))
+        event = tool.event()
+        assert event.data == CrData(number, old, old ^ flipped)
+        answer(tool, event)
 
 
 def test_lmsw__can_set_protection_and_not_clear_it(dialect: Dialect) -> None:
@@ -248,7 +271,7 @@ def test_lmsw__keeps_the_bits_that_the_tool_keeps(dialect: Dialect) -> None:
     tool.ask(CR0)
     tool.enable(EventKind.CR)
     cr0 = tool.machine.vcpus[0].engine.get("cr0")
-    place(tool, tool.machine.symbol(TEST_CODE), code("660f01e0 3408 0f01f0", RET))
+    place(tool, tool.machine.symbol(TEST_CODE), code("660f01e0 3404 0f01f0", RET))
     event = tool.event()
     assert tool.reply(event, data=NewValue(cr0)) == []
     assert tool.machine.vcpus[0].engine.get("cr0") == cr0

@@ -372,3 +372,44 @@ def test_deaf_frames_let_writes_pass_while_every_reply_says_success() -> None:
 def test_every_memory_target_is_covered() -> None:
     targets = {name for name, routine in ROUTINES.items() if isinstance(routine.target, Memory)}
     assert targets - set(WRITES) == {"execute", "read", "int3", "read-gdtr", "hypercall-flood"}
+
+
+def test_an_interrupt_frame_is_reported_with_rip_on_the_instruction(dialect: Dialect) -> None:
+    """Nothing of the frame is stored until every word of it may be; RETRY delivers the interrupt once more."""
+    tool = guard(dialect, "interrupt-frame")
+    run, event = tool.caught("interrupt-frame")
+    code = tool.machine.memory.read(tool.machine.gpa(event.rip), 2)
+    assert (code, event.regs.rsp) == (b"\xcd\x80", tool.machine.symbol("guarded_object") + 176)
+    (again,) = tool.reply(event, Action.RETRY)
+    assert isinstance(again, Event)
+    assert (again.rip, again.gpa, run.result().changed) == (event.rip, event.gpa, False)
+    assert tool.reply(again) == []
+    result = tool.finish(run)
+    assert (result.changed, result.fault) == (True, None)
+    frame = [int.from_bytes(result.after[at : at + 8], "little") for at in range(0, 40, 8)]
+    assert frame[0] == event.rip + 2
+    assert frame[3] == event.regs.rsp
+
+
+def test_a_fault_on_a_guarded_stack_is_an_event_of_its_own(dialect: Dialect) -> None:
+    """PUSH is denied by #GP, whose frame and whose handler's stack lie in the same page: each store asks again."""
+    tool = guard(dialect, "push")
+    run, event = tool.caught("push")
+    tool.connection.send(InjectException(0, 13, 0))
+    _, trap = tool.reply(event, Action.RETRY)
+    assert isinstance(trap, Event)
+    (frame,) = tool.reply(trap)
+    assert isinstance(frame, Event)
+    assert (frame.kind, frame.access, frame.rip) == (EventKind.PF, PageAccess.W, event.rip)
+    assert frame.gva == (event.regs.rsp & ~15) - 8
+    below: list[Gva] = []
+    heard: list[ToolEvent] = [frame]
+    while heard:
+        (each,) = heard
+        assert isinstance(each, Event)
+        below.append(each.gva)
+        heard = tool.reply(each)
+    assert all(frame.gva - 4096 < gva <= frame.gva for gva in below)
+    assert len(below) > 15
+    result = tool.finish(run)
+    assert (result.changed, result.fault) == (False, 13)
