@@ -52,7 +52,8 @@ _LEFT_TO_THE_GUEST: Final[Mapping[tuple[str, int], int]] = {
     ("amd", 0): 1 << 1 | 1 << 3,  # MP TS
 }
 """Bits whose change alone makes no exit, and so no event: those that KVM leaves to the guest on VMX, in Linux 5.4
-(KVM_CR4_GUEST_OWNED_BITS; later kernels have TSD and FSGSBASE too), and what AMD's selective intercept of CR0 leaves out.
+(KVM_CR4_GUEST_OWNED_BITS; later kernels have TSD and FSGSBASE too), and what AMD's selective intercept of CR0 leaves
+out.
 """
 
 _CR3_RESERVED: Final = 0x7FF0_0000_0000_0000
