@@ -29,6 +29,8 @@ SEGMENT_STRIDE: Final = 24
 SEGMENT_ORDER: Final = ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr", "gdt", "idt")
 _SEGMENT: Final = struct.Struct("<IxxxxQII")  # SegmentCache: selector, base, limit, flags
 _CPL_MASK: Final = 3
+_ADD_SEGMENTS: Final = 1 << 6  # HF_ADDSEG, which 64-bit code ignores
+_LONG_CODE: Final = 1 << 4 | 1 << 5 | 1 << 15  # HF_CS32, HF_SS32, HF_CS64
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +109,10 @@ class Context:
         _SEGMENT.pack_into(self._bytes, at, selector, base, limit, flags)
 
     def set_privilege(self, cpl: int) -> None:
-        """Set the privilege level that Unicorn checks by, which a write to CS leaves as it is."""
+        """Set the privilege level that Unicorn checks by, in 64-bit code; a write to CS leaves both as they are."""
         (flags,) = struct.unpack_from("<I", self._bytes, self._layout.hflags)
-        struct.pack_into("<I", self._bytes, self._layout.hflags, (flags & ~_CPL_MASK) | cpl)
+        flags = flags & ~(_CPL_MASK | _ADD_SEGMENTS) | _LONG_CODE | cpl
+        struct.pack_into("<I", self._bytes, self._layout.hflags, flags)
 
     def forget_exception(self) -> None:
         """Let the next fault be the first: without this it would be a double fault."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from capstone import CS_ARCH_X86, CS_MODE_64, Cs, CsInsn
+from capstone import CS_ARCH_X86, CS_MODE_16, CS_MODE_32, CS_MODE_64, Cs, CsInsn
 from capstone import x86_const as x86
 
 from policyc.addresses import PAGE_SIZE, Gva
@@ -20,22 +20,42 @@ if TYPE_CHECKING:
 
     from capstone.x86 import X86Op
 
-__all__ = ["INSTRUCTION_MAX", "Access", "Instruction", "address_in_page", "decode"]
+__all__ = ["INSTRUCTION_MAX", "Access", "Instruction", "accesses", "address_in_page", "decode", "register_value"]
 
 INSTRUCTION_MAX: Final = 15
 _MASK: Final = (1 << 64) - 1
 _PAGE: Final = ~(PAGE_SIZE - 1)
 
-_STACK_WRITERS: Final = {"push": 8, "call": 8, "pushfq": 8, "pushf": 8, "enter": 8, "lcall": 16}
-_STACK_READERS: Final = {"pop": 8, "ret": 8, "popfq": 8, "popf": 8, "retf": 16, "retfq": 16, "iretq": 40, "iretd": 20}
+_STACK_WRITERS: Final = {
+    "push": 1,
+    "call": 1,
+    "pushfq": 1,
+    "pushfd": 1,
+    "pushf": 1,
+    "enter": 1,
+    "lcall": 2,
+    "pushal": 8,
+}
+_STACK_READERS: Final = {
+    **dict.fromkeys(("pop", "ret", "leave", "popfq", "popfd", "popf"), 1),
+    **dict.fromkeys(("retf", "retfq"), 2),
+    **dict.fromkeys(("iretq", "iretd"), 5),
+    "popal": 8,
+}
+"""How many slots of the stack, each as wide as a push in that mode."""
+
+_IMPLIED_STORES: Final = {"maskmovq": 8, "maskmovdqu": 16}
+"""To where RDI points, without an operand that says so."""
+
 _NARROWED: Final = frozenset({"push", "pop", "pushf", "popf", "enter", "leave"})
 _NARROW_SLOT: Final = 2
 _OPERAND_SIZE_PREFIX: Final = 0x66
-_BYTES_AT_RDI: Final = {"maskmovdqu": 16, "maskmovq": 8}
+
 _SIZES: Final = {"fxsave": 512, "fxrstor": 512, "fxsave64": 512, "fxrstor64": 512, "xsave": 576, "xrstor": 576}
 _BIT_TESTS: Final = frozenset({"bt", "bts", "btr", "btc"})
 
 _WIDE = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", *(f"r{number}" for number in range(8, 16)))
+_MODES: Final = {16: CS_MODE_16, 32: CS_MODE_32, 64: CS_MODE_64}
 _NARROW: Final = {
     **{f"e{name[1:]}": (name, 0xFFFF_FFFF) for name in _WIDE[:8]},
     **{f"{name}d": (name, 0xFFFF_FFFF) for name in _WIDE[8:]},
@@ -66,19 +86,26 @@ class Instruction:
 
     Attributes:
         name: Intel mnemonic without prefixes.
-        size: bytes.
+        code: its bytes.
         repeated: has a REP prefix.
+        bits: of the code that it's in: 16, 32 or 64.
         operands: memory operands.
         registers: names of the register operands, in order; `cr4` for a control register.
         narrow: has an operand-size prefix.
     """
 
     name: str
-    size: int
+    code: bytes
     repeated: bool
+    bits: int
     operands: tuple[MemoryOperand, ...]
     registers: tuple[str, ...]
     narrow: bool
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return len(self.code)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +123,9 @@ class Access:
 
 
 @lru_cache(maxsize=4096)
-def decode(code: bytes) -> Instruction | None:
-    """The 64-bit instruction at the start of `code`, at most 15 bytes; None if there is none."""
-    for insn in _disassembler().disasm(code, 0, 1):
+def decode(code: bytes, bits: int = 64) -> Instruction | None:
+    """The instruction at the start of `code`, at most 15 bytes of a segment of `bits`; None if there is none."""
+    for insn in _disassembler(bits).disasm(code, 0, 1):
         names = insn.mnemonic.split()
         registers = tuple(insn.reg_name(operand.reg) for operand in insn.operands if operand.type == x86.X86_OP_REG)
         operands = tuple(
@@ -108,8 +135,9 @@ def decode(code: bytes) -> Instruction | None:
         )
         return Instruction(
             name=names[-1],
-            size=insn.size,
+            code=bytes(insn.bytes),
             repeated=names[0].startswith("rep"),
+            bits=bits,
             operands=operands,
             registers=registers,
             narrow=_OPERAND_SIZE_PREFIX in insn.prefix,
@@ -127,24 +155,19 @@ def accesses(insn: Instruction, registers: Mapping[str, int]) -> list[Access]:
         Access(_address(operand, insn, registers), operand.size, operand.read, operand.written)
         for operand in insn.operands
     ]
-    stack = registers["rsp"]
+    narrow = insn.narrow and insn.name in _NARROWED
+    slot, wrap = _NARROW_SLOT if narrow else insn.bits // 8, (1 << insn.bits) - 1
+    stack = registers["rbp" if insn.name == "leave" else "rsp"] & wrap
     if insn.name in _STACK_WRITERS:
-        size = _slot(insn, _STACK_WRITERS)
-        found.append(Access((stack - size) & _MASK, size, read=False, written=True))
+        size = _STACK_WRITERS[insn.name] * slot
+        found.append(Access((stack - size) & wrap, size, read=False, written=True))
     if insn.name in _STACK_READERS:
-        found.append(Access(stack, _slot(insn, _STACK_READERS), read=True, written=False))
-    if insn.name == "leave":
-        found.append(Access(registers["rbp"], 8, read=True, written=False))
+        found.append(Access(stack, _STACK_READERS[insn.name] * slot, read=True, written=False))
+    if insn.name in _IMPLIED_STORES:
+        found.append(Access(registers["rdi"] & wrap, _IMPLIED_STORES[insn.name], read=False, written=True))
     if insn.name == "xlatb":
-        found.append(Access((registers["rbx"] + (registers["rax"] & 0xFF)) & _MASK, 1, read=True, written=False))
-    if insn.name in _BYTES_AT_RDI:
-        found.append(Access(registers["rdi"], _BYTES_AT_RDI[insn.name], read=False, written=True))
+        found.append(Access((registers["rbx"] + (registers["rax"] & 0xFF)) & wrap, 1, read=True, written=False))
     return found
-
-
-def _slot(insn: Instruction, sizes: Mapping[str, int]) -> int:
-    """How much of the stack it reads or writes."""
-    return _NARROW_SLOT if insn.narrow and insn.name in _NARROWED else sizes[insn.name]
 
 
 def address_in_page(insn: Instruction, registers: Mapping[str, int], page: int, *, write: bool) -> Gva:
@@ -154,9 +177,19 @@ def address_in_page(insn: Instruction, registers: Mapping[str, int], page: int, 
     return Gva(max(touching[0].gva, page) if touching else page)
 
 
-@lru_cache(maxsize=1)
-def _disassembler() -> Cs:
-    disassembler = Cs(CS_ARCH_X86, CS_MODE_64)
+def register_value(name: str, registers: Mapping[str, int]) -> int:
+    """A general register by any of its names, such as `eax`, from the 64-bit ones; 0 where there is none."""
+    if name in registers:
+        return registers[name]
+    if name in _NARROW:
+        wide, mask = _NARROW[name]
+        return registers[wide] & mask
+    return 0  # riz, the index that isn't one
+
+
+@lru_cache(maxsize=3)
+def _disassembler(bits: int) -> Cs:
+    disassembler = Cs(CS_ARCH_X86, _MODES[bits])
     disassembler.detail = True
     return disassembler
 
@@ -182,24 +215,15 @@ def _address(operand: MemoryOperand, insn: Instruction, registers: Mapping[str, 
     if operand.base in ("rip", "eip"):
         offset += registers["rip"] + insn.size
     elif operand.base:
-        offset += _value(operand.base, registers)
+        offset += register_value(operand.base, registers)
     if operand.index:
-        offset += _value(operand.index, registers) * operand.scale
+        offset += register_value(operand.index, registers) * operand.scale
     if operand.bit:
         bits = operand.size * 8
-        number = _value(operand.bit, registers)
+        number = register_value(operand.bit, registers)
         number -= (number >> (bits - 1) & 1) << bits
         offset += number // bits * operand.size
     offset &= (1 << operand.address_bits) - 1
     if operand.segment in ("fs", "gs"):
         offset += registers[f"{operand.segment}_base"]
     return offset & _MASK
-
-
-def _value(name: str, registers: Mapping[str, int]) -> int:
-    if name in registers:
-        return registers[name]
-    if name in _NARROW:
-        wide, mask = _NARROW[name]
-        return registers[wide] & mask
-    return 0  # riz, the index that isn't one

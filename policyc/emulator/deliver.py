@@ -1,8 +1,8 @@
-"""What the processor does between two instructions: exceptions and interrupts through the guest's IDT, and SYSCALL.
+"""What the processor does between two instructions: exceptions and interrupts through the guest's IDT, system calls.
 
 Unicorn delivers nothing to the guest by itself. Follows the Intel SDM, volume 3, 6.14 (64-bit mode handling) and
-6.15 (double fault), and volume 2, SYSCALL. A stack that lies in a frame without write is a violation like any other;
-that the processor reads the IDT and the TSS is not.
+6.15 (double fault), and volume 2, SYSCALL and SYSENTER. A stack that lies in a frame without write is a violation like
+any other; that the processor reads the IDT and the TSS is not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from policyc.emulator.walk import WRITE, is_canonical, translate
 if TYPE_CHECKING:
     from policyc.emulator.engine import Engine
 
-__all__ = ["Delivery", "deliver", "enter_syscall"]
+__all__ = ["Delivery", "deliver", "enter_syscall", "enter_sysenter"]
 
 DOUBLE_FAULT: Final = 8
 GENERAL_PROTECTION: Final = 13
@@ -38,9 +38,13 @@ _ERROR_IDT: Final = 2
 _ERROR_EXTERNAL: Final = 1
 _RFLAGS_IF: Final = 1 << 9
 _RFLAGS_CLEARED: Final = 0x0003_4100  # TF, NT, RF and VM
+_RFLAGS_CLEARED_BY_SYSENTER: Final = 0x0003_0000  # RF and VM
 _RFLAGS_FIXED: Final = 2
 _MASK: Final = (1 << 64) - 1
 
+MSR_SYSENTER_CS: Final = 0x174
+MSR_SYSENTER_ESP: Final = 0x175
+MSR_SYSENTER_EIP: Final = 0x176
 MSR_STAR: Final = 0xC000_0081
 MSR_LSTAR: Final = 0xC000_0082
 MSR_SYSCALL_MASK: Final = 0xC000_0084
@@ -71,13 +75,16 @@ class Delivery:
     Attributes:
         error_code: None for vectors without one.
         cr2: address of a page fault.
-        software: INT n or INT3, which a gate's privilege level may refuse; RIP is past the instruction.
+        software: INT n or INT3, which a gate's privilege level may refuse.
+        length: bytes of that instruction, which RIP is on: the handler returns behind it, that of a fault on the way
+            doesn't.
     """
 
     vector: int
     error_code: int | None = None
     cr2: int | None = None
     software: bool = False
+    length: int = 0
 
 
 def deliver(engine: Engine, delivery: Delivery, *, force: bool = False) -> Shutdown | PageViolation | None:
@@ -122,12 +129,24 @@ def enter_syscall(engine: Engine) -> None:
     engine.set("rip", engine.msr_read(MSR_LSTAR))
 
 
+def enter_sysenter(engine: Engine) -> bool:
+    """SYSENTER at RIP; whether there is an entry to go to, else it's a #GP."""
+    selector = engine.msr_read(MSR_SYSENTER_CS) & 0xFFFC
+    if not selector:
+        return False
+    engine.enter(0, selector, selector + 8)
+    engine.set("rflags", engine.get("rflags") & ~(_RFLAGS_IF | _RFLAGS_CLEARED_BY_SYSENTER))
+    engine.set("rsp", engine.msr_read(MSR_SYSENTER_ESP))
+    engine.set("rip", engine.msr_read(MSR_SYSENTER_EIP))
+    return True
+
+
 def _enter(engine: Engine, delivery: Delivery, *, force: bool) -> None:
     handler, selector, stack_index, gate_type = _gate(engine, delivery)
     cpl = engine.cpl
     rsp = engine.get("rsp")
     rflags = engine.get("rflags")
-    frame = [engine.get("ss"), rsp, rflags, engine.get("cs"), engine.get("rip")]
+    frame = [engine.get("ss"), rsp, rflags, engine.get("cs"), engine.get("rip") + delivery.length & _MASK]
     if delivery.error_code is not None and delivery.vector in VECTORS_WITH_CODE:
         frame.append(delivery.error_code)
     if stack_index:

@@ -54,9 +54,12 @@ VECTORS_WITH_CODE: Final = frozenset({8, 10, 11, 12, 13, 14, 17, 21})
 
 _CODE_FLAGS: Final = 0x00AF_9B00  # 64-bit code, present; the privilege level goes into bits 13 and 14
 _STACK_FLAGS: Final = 0x00CF_9300
+_LONG_CODE: Final = 1 << 21
+_WIDE_CODE: Final = 1 << 22
 _HYPERCALLS: Final = frozenset({"vmcall", "vmmcall"})
 _SWITCH_VIEW: Final = "vmfunc"
-_INT3: Final = b"\xcc"
+_INT3_AND_INTO: Final = (b"\xcc", b"\xce")
+_OVERFLOW: Final = 4
 _DEBUG: Final = 1
 _BREAKPOINT: Final = 3
 _INVALID_OPCODE: Final = 6
@@ -178,6 +181,14 @@ class Engine:
         return self.get("cs") & 3
 
     @property
+    def code_bits(self) -> int:
+        """What code the processor is in: 64, or 32 or 16 in compatibility mode."""
+        _, _, _, flags = self.context.segment("cs")
+        if flags & _LONG_CODE:
+            return 64
+        return 32 if flags & _WIDE_CODE else 16
+
+    @property
     def enforcing(self) -> bool:
         """Whether the frames' rights count for this processor."""
         return self._tlb.enforcing
@@ -207,6 +218,11 @@ class Engine:
         """Forget every translation."""
         self._tlb.flush()
 
+    def forget_large_page(self, gva: int) -> None:
+        """What INVLPG does besides forgetting one 4 KiB page, as which Unicorn keeps each piece of a larger one."""
+        if self._tlb.in_large_page(gva):
+            self._tlb.flush()
+
     def read_virtual(self, gva: int, size: int) -> bytes:
         """Up to `size` bytes at a guest virtual address: as many as are mapped to RAM, whatever the rights."""
         found = b""
@@ -223,7 +239,12 @@ class Engine:
 
     def instruction(self) -> Instruction | None:
         """The instruction at RIP, None if it can't be read or isn't one."""
-        return decode(self.read_virtual(self.get("rip"), INSTRUCTION_MAX))
+        return decode(self.read_virtual(self.get("rip"), INSTRUCTION_MAX), self.code_bits)
+
+    def registers(self) -> dict[str, int]:
+        """What addresses are made of: the general registers, RIP, `fs_base` and `gs_base`."""
+        self.context.load()
+        return self._registers()
 
     def rights_changed(self) -> None:
         """See `MemoryObserver`."""
@@ -342,7 +363,8 @@ class Engine:
         rip = self.get("rip")
         if rip & _PAGE == page:
             return True
-        return decode(self.read_virtual(rip, min(INSTRUCTION_MAX, PAGE_SIZE - (rip & ~_PAGE)))) is None
+        code = self.read_virtual(rip, min(INSTRUCTION_MAX, PAGE_SIZE - (rip & ~_PAGE)))
+        return decode(code, self.code_bits) is None
 
     def _run_to_edge(self, page: int, budget: int) -> Stop | None:
         """Unicorn translates straight over a page's end and asks for the next page before what precedes it has run.
@@ -375,14 +397,12 @@ class Engine:
         code, software = self.context.exception()
         self._forget_exception()
         rip = self.get("rip")
-        if software and vector == _BREAKPOINT:
-            size = 1 if self.read_virtual(rip - 1, 1) == _INT3 else 2
-            self.set("rip", rip - size)
-            self.instructions += begun - 1
-            return Breakpoint(size)
-        self.instructions += begun if software or vector == _DEBUG else begun - 1
+        self.instructions += begun if vector == _DEBUG or (software and vector != _BREAKPOINT) else begun - 1
         if software:
-            return SoftwareInterrupt(vector)
+            short = vector in (_BREAKPOINT, _OVERFLOW) and self.read_virtual(rip - 1, 1) in _INT3_AND_INTO
+            size = 1 if short else 2
+            self.set("rip", rip - size)
+            return Breakpoint(size) if vector == _BREAKPOINT else SoftwareInterrupt(vector, size)
         return GuestFault(vector, code if vector in VECTORS_WITH_CODE else None)
 
     def _undefined_opcode(self) -> Stop:
@@ -402,10 +422,14 @@ class Engine:
         insn = self.instruction()
         if insn is None:
             return Gva(refusal.page)
+        return address_in_page(insn, self._registers(), refusal.page, write=refusal.kind == WRITE)
+
+    def _registers(self) -> dict[str, int]:
+        """As `registers`, from the context as it was when the last run ended."""
         registers = dict(zip(GPR_NAMES, self.context.gprs_and_rip(), strict=True))
         for segment in ("fs", "gs"):
             registers[f"{segment}_base"] = self.context.segment(segment)[1]
-        return address_in_page(insn, registers, refusal.page, write=refusal.kind == WRITE)
+        return registers
 
     def _forget_exception(self) -> None:
         self.context.forget_exception()

@@ -1,4 +1,4 @@
-"""What happens when a processor leaves the guest: one row for each reason, and one for each sensitive instruction.
+"""What happens when a processor leaves the guest: one case for each reason.
 
 Each either sends an event and says how its answer is carried out, or does what the processor would have done. The
 answers follow the kernel's handlers (virt/kvm/introspection, arch/x86/kvm/kvmi.c).
@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, assert_never
 
 from policyc.addresses import GVA_UNKNOWN, Gpa
-from policyc.emulator.cpuid import Leaf, cpuid_table
-from policyc.emulator.deliver import Delivery, enter_syscall
-from policyc.emulator.registers import READABLE_MSRS
+from policyc.emulator.deliver import Delivery
+from policyc.emulator.sensitive import carry_out
 from policyc.emulator.step_over import violation
 from policyc.emulator.stops import (
     Breakpoint,
@@ -25,26 +24,10 @@ from policyc.emulator.stops import (
     SoftwareInterrupt,
     Stop,
 )
-from policyc.emulator.unicorn_setup import MSR_EFER
-from policyc.emulator.walk import is_canonical, translate
-from policyc.kvmi import (
-    Action,
-    BreakpointData,
-    CpuidData,
-    CrData,
-    Descriptor,
-    DescriptorData,
-    EventKind,
-    EventReplyData,
-    MsrData,
-    NewValue,
-    XsetbvData,
-)
+from policyc.emulator.walk import translate
+from policyc.kvmi import Action, BreakpointData, EventKind, EventReplyData
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from policyc.emulator.decode import Instruction
     from policyc.emulator.vcpu import Vcpu
 
 __all__ = ["HYPERCALL_FUNCTION", "HYPERCALL_SUBFUNCTION", "leave"]
@@ -55,18 +38,10 @@ _KVM_ENOSYS: Final = 1000
 
 _LOW32: Final = 0xFFFF_FFFF
 _MASK: Final = (1 << 64) - 1
-_INVALID_OPCODE: Final = 6
-_GENERAL_PROTECTION: Final = 13
 _BREAKPOINT: Final = 3
 
-_CR0_NEEDED: Final = 0x8000_0001  # PG and PE, which 64-bit code can't clear
-_CR0_TS: Final = 1 << 3
-_CR3_RESERVED: Final = 0x7FF0_0000_0000_0000
-_CR4_NEEDED: Final = 1 << 5  # PAE
-_CR4_MAX: Final = 1 << 25
-_EFER_SCE: Final = 1
-_EFER_BITS: Final = 0xFD01
-_CANONICAL_MSRS: Final = frozenset({0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0100, 0xC000_0101, 0xC000_0102})
+_HYPERCALL_REGISTERS: Final = {True: ("rax", "rdi", "rsi"), False: ("rax", "rbx", "rcx")}
+"""Function, sub-function and what must be 0, by whether it's 64-bit code: the convention of Xen's HVM guests."""
 
 
 def leave(vcpu: Vcpu, stop: Stop) -> None:
@@ -81,24 +56,17 @@ def leave(vcpu: Vcpu, stop: Stop) -> None:
         case GuestFault():
             vcpu.fault(stop.vector, stop.error_code, stop.cr2)
         case SoftwareInterrupt():
-            vcpu.deliver(Delivery(stop.vector, software=True))
+            vcpu.deliver(Delivery(stop.vector, software=True, length=stop.size))
         case Breakpoint():
             _breakpoint(vcpu, stop)
         case Hypercall():
             _hypercall(vcpu, stop)
         case Sensitive():
-            _SENSITIVE[stop.instruction.name](vcpu, stop.instruction)
+            carry_out(vcpu, stop.instruction)
         case Shutdown():
             vcpu.die(stop)
         case _:
             assert_never(stop)
-
-
-def _native(vcpu: Vcpu) -> None:
-    """Let the processor execute the instruction at RIP."""
-    stop = vcpu.engine.step()
-    if not isinstance(stop, BudgetSpent):
-        leave(vcpu, stop)
 
 
 def _skip(vcpu: Vcpu, size: int) -> None:
@@ -108,8 +76,7 @@ def _skip(vcpu: Vcpu, size: int) -> None:
 def _breakpoint(vcpu: Vcpu, stop: Breakpoint) -> None:
     def resume(action: Action | None, _: EventReplyData | None) -> None:
         if action is Action.CONTINUE:
-            _skip(vcpu, stop.size)
-            vcpu.deliver(Delivery(_BREAKPOINT, software=True))
+            vcpu.deliver(Delivery(_BREAKPOINT, software=True, length=stop.size))
 
     if not vcpu.wants(EventKind.BREAKPOINT):
         resume(Action.CONTINUE, None)
@@ -122,179 +89,18 @@ def _breakpoint(vcpu: Vcpu, stop: Breakpoint) -> None:
 def _hypercall(vcpu: Vcpu, stop: Hypercall) -> None:
     engine = vcpu.engine
 
+    mask = _MASK if engine.code_bits == 64 else _LOW32
+
     def finish(result: int) -> None:
-        engine.set("rax", result & _MASK)
+        engine.set("rax", result & mask)
         _skip(vcpu, stop.size)
 
     def resume(_action: Action | None, _: EventReplyData | None) -> None:
         finish(0)
 
-    ours = (engine.get("rax") & _LOW32, engine.get("rdi"), engine.get("rsi")) == (
-        HYPERCALL_FUNCTION,
-        HYPERCALL_SUBFUNCTION,
-        0,
-    )
-    if ours and vcpu.wants(EventKind.HYPERCALL):
+    function, subfunction, zero = _HYPERCALL_REGISTERS[engine.code_bits == 64]
+    asked = engine.get(function) & _LOW32, engine.get(subfunction) & mask, engine.get(zero) & mask
+    if asked == (HYPERCALL_FUNCTION, HYPERCALL_SUBFUNCTION, 0) and vcpu.wants(EventKind.HYPERCALL):
         vcpu.report(EventKind.HYPERCALL, None, resume)
     else:
         finish(-_KVM_ENOSYS)
-
-
-def _mov_cr(vcpu: Vcpu, insn: Instruction) -> None:
-    target, source = insn.registers
-    if target == "cr8":
-        _native(vcpu)
-    else:
-        _write_cr(vcpu, insn, int(target[2:]), vcpu.engine.get(source))
-
-
-def _clts(vcpu: Vcpu, insn: Instruction) -> None:
-    _write_cr(vcpu, insn, 0, vcpu.engine.get("cr0") & ~_CR0_TS)
-
-
-def _write_cr(vcpu: Vcpu, insn: Instruction, number: int, new: int) -> None:
-    name = f"cr{number}"
-    old = vcpu.engine.get(name)
-
-    def resume(action: Action | None, data: EventReplyData | None) -> None:
-        value = data.value if isinstance(data, NewValue) else new
-        if action is not Action.CONTINUE:
-            vcpu.fault(_GENERAL_PROTECTION, 0)
-        elif value == new:
-            _native(vcpu)
-        elif not _cr_holds(number, value):
-            vcpu.die(Shutdown(f"CR{number} was set to {value:#x}, with which no 64-bit guest can be entered"))
-        else:
-            vcpu.engine.set(name, value)
-            _skip(vcpu, insn.size)
-
-    if vcpu.engine.cpl or not _cr_holds(number, new):
-        vcpu.fault(_GENERAL_PROTECTION, 0)
-    elif new != old and number in vcpu.hooks.crs and vcpu.wants(EventKind.CR):
-        vcpu.report(EventKind.CR, CrData(number, old, new), resume)
-    else:
-        _native(vcpu)
-
-
-def _cr_holds(number: int, value: int) -> bool:
-    """Whether a control register can have that value in long mode."""
-    if number == 0:
-        return value & _CR0_NEEDED == _CR0_NEEDED and value <= _LOW32
-    if number == 4:
-        return bool(value & _CR4_NEEDED) and value < _CR4_MAX
-    return not value & _CR3_RESERVED
-
-
-def _wrmsr(vcpu: Vcpu, insn: Instruction) -> None:
-    engine = vcpu.engine
-    index = engine.get("rcx") & _LOW32
-    new = (engine.get("rdx") & _LOW32) << 32 | engine.get("rax") & _LOW32
-    old = engine.msr_read(index)
-
-    def resume(action: Action | None, data: EventReplyData | None) -> None:
-        value = data.value if isinstance(data, NewValue) else new
-        if action is not Action.CONTINUE or not _msr_holds(index, value):
-            vcpu.fault(_GENERAL_PROTECTION, 0)
-        elif value == new:
-            _native(vcpu)
-        else:
-            engine.msr_write(index, value)
-            _skip(vcpu, insn.size)
-
-    if engine.cpl or not _msr_holds(index, new):
-        vcpu.fault(_GENERAL_PROTECTION, 0)
-    elif new != old and index in vcpu.hooks.msrs and vcpu.wants(EventKind.MSR):
-        vcpu.report(EventKind.MSR, MsrData(index, old, new), resume)
-    else:
-        _native(vcpu)
-
-
-def _msr_holds(index: int, value: int) -> bool:
-    if index == MSR_EFER:
-        return not value & ~_EFER_BITS
-    return index in READABLE_MSRS and (index not in _CANONICAL_MSRS or is_canonical(value))
-
-
-_DESCRIPTORS: Final[Mapping[str, tuple[Descriptor, bool]]] = {
-    "lidt": (Descriptor.IDTR, True),
-    "sidt": (Descriptor.IDTR, False),
-    "lgdt": (Descriptor.GDTR, True),
-    "sgdt": (Descriptor.GDTR, False),
-    "lldt": (Descriptor.LDTR, True),
-    "sldt": (Descriptor.LDTR, False),
-    "ltr": (Descriptor.TR, True),
-    "str": (Descriptor.TR, False),
-}
-
-
-def _descriptor(vcpu: Vcpu, insn: Instruction) -> None:
-    def resume(action: Action | None, _: EventReplyData | None) -> None:
-        if action is Action.CONTINUE:
-            _native(vcpu)
-
-    if vcpu.wants(EventKind.DESCRIPTOR):
-        vcpu.report(EventKind.DESCRIPTOR, DescriptorData(*_DESCRIPTORS[insn.name]), resume)
-    else:
-        _native(vcpu)
-
-
-def _cpuid(vcpu: Vcpu, insn: Instruction) -> None:
-    engine = vcpu.engine
-    function, index = engine.get("rax") & _LOW32, engine.get("rcx") & _LOW32
-    table = cpuid_table(vcpu.cpu)
-    leaf = table.get((function, index)) or table.get((function, 0)) or Leaf(0, 0, 0, 0)
-    for name, value in (("rax", leaf.eax), ("rbx", leaf.ebx), ("rcx", leaf.ecx), ("rdx", leaf.edx)):
-        engine.set(name, value)
-
-    def resume(action: Action | None, _: EventReplyData | None) -> None:
-        if action is Action.CONTINUE:
-            _skip(vcpu, insn.size)
-
-    if vcpu.wants(EventKind.CPUID):
-        vcpu.report(EventKind.CPUID, CpuidData(function, index, insn.size), resume)
-    else:
-        _skip(vcpu, insn.size)
-
-
-def _xsetbv(vcpu: Vcpu, _: Instruction) -> None:
-    """The one event that comes after the fact: XCR0 has changed when it is sent."""
-    engine = vcpu.engine
-    index = engine.get("rcx") & _LOW32
-    new = (engine.get("rdx") & _LOW32) << 32 | engine.get("rax") & _LOW32
-    stop = engine.step()
-    if not isinstance(stop, BudgetSpent):
-        leave(vcpu, stop)
-        return
-    old, vcpu.xcr0 = vcpu.xcr0, new
-    if new != old and vcpu.wants(EventKind.XSETBV):
-        vcpu.report(EventKind.XSETBV, XsetbvData(index, old, new), vcpu.go_on)
-
-
-def _vmfunc(vcpu: Vcpu, insn: Instruction) -> None:
-    """EPTP switching by the guest, to views that the tool has made visible."""
-    engine = vcpu.engine
-    view = engine.get("rcx") & _LOW32
-    if engine.get("rax") & _LOW32 or view not in vcpu.hooks.views:
-        vcpu.fault(_INVALID_OPCODE)
-        return
-    engine.view = view
-    _skip(vcpu, insn.size)
-
-
-def _syscall(vcpu: Vcpu, _: Instruction) -> None:
-    if vcpu.engine.msr_read(MSR_EFER) & _EFER_SCE:
-        enter_syscall(vcpu.engine)
-    else:
-        vcpu.fault(_INVALID_OPCODE)
-
-
-_SENSITIVE: Final[Mapping[str, Callable[[Vcpu, Instruction], None]]] = {
-    "mov": _mov_cr,
-    "clts": _clts,
-    "wrmsr": _wrmsr,
-    "cpuid": _cpuid,
-    "xsetbv": _xsetbv,
-    "syscall": _syscall,
-    "vmfunc": _vmfunc,
-    **dict.fromkeys(_DESCRIPTORS, _descriptor),
-}

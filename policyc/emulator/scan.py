@@ -13,14 +13,18 @@ from typing import Final
 __all__ = ["SENSITIVE", "candidates"]
 
 SENSITIVE: Final = frozenset(
-    {"syscall", "clts", "wrmsr", "cpuid", "xsetbv", "sgdt", "sidt", "lgdt", "lidt", "sldt", "str", "lldt", "ltr"}
+    {
+        *("syscall", "sysenter", "clts", "lmsw", "wrmsr", "cpuid", "xsetbv", "invlpg"),
+        *("sgdt", "sidt", "lgdt", "lidt", "sldt", "str", "lldt", "ltr"),
+    }
 )
 """Mnemonics that stop the engine; so does MOV to a control register."""
 
 _OPCODE: Final = re.compile(
     rb"\x0f(?:"
-    rb"[\x05\x06\x22\x30\xa2]"  # syscall, clts, mov to cr, wrmsr, cpuid
+    rb"[\x05\x06\x22\x30\x34\xa2]"  # syscall, clts, mov to cr, wrmsr, sysenter, cpuid
     rb"|\x01[\x00-\x1f\x40-\x5f\x80-\x9f\xd1]"  # sgdt sidt lgdt lidt xsetbv
+    rb"|\x01[\x30-\x3f\x70-\x7f\xb0-\xbf\xf0-\xf7]"  # lmsw invlpg
     rb"|\x00[\x00-\x1f\x40-\x5f\x80-\x9f\xc0-\xdf]"  # sldt str lldt ltr
     rb")",
     re.DOTALL,

@@ -62,9 +62,10 @@ class GuestFault:
 
 @dataclass(frozen=True, slots=True)
 class SoftwareInterrupt:
-    """INT n; RIP is past it."""
+    """INT n of `size` bytes; RIP is on it."""
 
     vector: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,7 @@ class Tlb:
         self._memory = memory
         self._watch = watch
         self._written: set[int] = set()
+        self._large: set[tuple[int, int]] = set()
         self._descriptors = range(0)
         self.paging = Paging(0, 0, 0, 0, 0, 0)
         self.view = memory.views[0]
@@ -100,7 +101,12 @@ class Tlb:
     def flush(self) -> None:
         """Forget every translation."""
         self._written.clear()
+        self._large.clear()
         flush_tlb(self._uc)
+
+    def in_large_page(self, gva: int) -> bool:
+        """Whether a piece of a page of more than 4 KiB around `gva` may be in the TLB."""
+        return any(gva >> shift == number for number, shift in self._large)
 
     def fill(self, uc: Uc, gva: int, access: int, entry: uc_tlb_entry, _: object) -> bool:
         """Unicorn's `UC_HOOK_TLB_FILL`."""
@@ -115,7 +121,9 @@ class Tlb:
         mapping = access_for(self._memory, self._paging_now(page), page, kind)
         if isinstance(mapping, GuestPageFault):
             return self._refuse(Reason.GUEST_TABLES, kind, page, error_code=mapping.error_code)
-        frame, rights = mapping
+        frame, rights, shift = mapping
+        if shift != PAGE_SHIFT:
+            self._large.add((gva >> shift, shift))
         if self.enforcing:
             gfn = frame >> PAGE_SHIFT
             rights &= self.view.rights.get(gfn, ALL_RIGHTS) | self.lifted.get(gfn, 0)

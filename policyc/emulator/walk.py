@@ -66,13 +66,14 @@ class Paging(NamedTuple):
 
 
 class Mapping(NamedTuple):
-    """What the tables say of one page: rights are the bits `READ`, `WRITE`, `FETCH`.
+    """What the tables say of one page of `1 << shift` bytes: rights are the bits `READ`, `WRITE`, `FETCH`.
 
     `rights` leaves out `WRITE` as long as the dirty bit isn't set, so that the first write is walked again.
     """
 
     gpa: Gpa
     rights: int
+    shift: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def access_for(memory: Memory, paging: Paging, gva: int, kind: int) -> Mapping |
     elif not entry & DIRTY:
         allowed &= ~WRITE
     mask = (1 << shift) - 1
-    return Mapping(Gpa((entry & _FRAME & ~mask) | (gva & mask)), allowed)
+    return Mapping(Gpa((entry & _FRAME & ~mask) | (gva & mask)), allowed, shift)
 
 
 def _descend(memory: Memory, cr3: int, gva: int) -> tuple[int, int, int, tuple[int, ...]] | None:

@@ -10,11 +10,11 @@ import pytest
 
 from policyc.emulator.console import COMMANDS, Console, ConsoleError, parse
 from policyc.emulator.console_input import ConsoleInput
-from policyc.emulator.routines import ROUTINES
+from policyc.emulator.routines import ROUTINES, Kind
 from policyc.emulator.script import Script
 from policyc.emulator.small_machine import SmallMachine
 
-ACTS = "patch, neighbour, hypercall, hypercall-other, int3, cpuid, reload-cr3, reload-idt, read-gdtr, xsetbv"
+ACTS = ", ".join(name for name, routine in ROUTINES.items() if routine.kind is Kind.ACT)
 
 
 @pytest.mark.parametrize("line", ["", "   ", "# a comment", "  # another"])

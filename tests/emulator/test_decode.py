@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from unicorn import UC_HOOK_MEM_READ, UC_HOOK_MEM_WRITE, UC_MEM_WRITE, Uc
 
 from policyc.emulator.context import GPR_NAMES
-from policyc.emulator.decode import accesses, decode
+from policyc.emulator.decode import Access, accesses, decode
 from tests.support.emulator_bench import CODE, DATA, GDT, SPARE, STACK, Bench
 
 INSTRUCTIONS = {
@@ -94,6 +94,42 @@ def test_the_address_of_a_bit_string_goes_below_its_base() -> None:
     assert insn is not None
     registers = dict.fromkeys((*GPR_NAMES, "fs_base", "gs_base"), 0) | {"rbx": DATA, "rcx": (1 << 64) - 1}
     assert [access.gva for access in accesses(insn, registers)] == [DATA - 8]
+
+
+def test_a_masked_store_goes_where_rdi_points() -> None:
+    insn = decode(bytes.fromhex("660ff7c1"))
+    assert insn is not None
+    registers = dict.fromkeys((*GPR_NAMES, "fs_base", "gs_base"), 0) | {"rdi": DATA}
+    assert accesses(insn, registers) == [Access(DATA, 16, read=False, written=True)]
+
+
+IN_32_BITS = {
+    "push eax": ("50", [Access(STACK - 4, 4, read=False, written=True)]),
+    "pop eax": ("58", [Access(STACK, 4, read=True, written=False)]),
+    "pushal": ("60", [Access(STACK - 32, 32, read=False, written=True)]),
+    "popal": ("61", [Access(STACK, 32, read=True, written=False)]),
+    "leave": ("c9", [Access(SPARE, 4, read=True, written=False)]),
+    "iretd": ("cf", [Access(STACK, 20, read=True, written=False)]),
+    "mov [ebx], eax": ("8903", [Access(DATA, 4, read=False, written=True)]),
+    "mov [0x40010], eax": ("a310000400", [Access(DATA + 0x10, 4, read=False, written=True)]),
+    "mov [bx], al": ("678807", [Access(DATA & 0xFFFF, 1, read=False, written=True)]),
+}
+
+
+@pytest.mark.parametrize(("code", "wanted"), IN_32_BITS.values(), ids=IN_32_BITS)
+def test_what_32_bit_code_touches(code: str, wanted: list[Access]) -> None:
+    """The upper halves of registers mean nothing there."""
+    upper = 0x7777 << 32
+    insn = decode(bytes.fromhex(code), 32)
+    assert insn is not None
+    registers = dict.fromkeys((*GPR_NAMES, "fs_base", "gs_base"), 0)
+    registers |= {"rbx": DATA | upper, "rsp": STACK | upper, "rbp": SPARE | upper}
+    assert accesses(insn, registers) == wanted
+
+
+def test_the_same_bytes_in_code_of_another_width() -> None:
+    names = {bits: insn.name for bits in (16, 32, 64) if (insn := decode(bytes.fromhex("4889c8"), bits)) is not None}
+    assert names == {16: "dec", 32: "dec", 64: "mov"}
 
 
 def test_bytes_that_are_no_instruction() -> None:

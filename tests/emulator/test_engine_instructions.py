@@ -28,9 +28,13 @@ SENSITIVE = {
     "mov cr4, rax": "0f22e0",
     "mov cr8, rax": "440f22c0",
     "clts": "0f06",
+    "lmsw ax": "0f01f0",
+    "lmsw [rbx+8]": "0f017308",
+    "invlpg [gs:rbx]": "650f013b",
     "wrmsr": "0f30",
     "cpuid": "0fa2",
     "syscall": "0f05",
+    "sysenter": "0f34",
     "xsetbv": "0f01d1",
     "sgdt [rbx]": "0f0103",
     "sidt [rbx+8]": "0f014b08",
@@ -55,7 +59,9 @@ def test_a_sensitive_instruction_stops_the_processor_before_it_runs(code: str) -
     assert bench.engine.instructions == 3
 
 
-@pytest.mark.parametrize("code", ["0f20c0", "0f32", "0f01f9", "0f31", "0f1f00", "0f0103"[:4] + "fb"])
+@pytest.mark.parametrize(
+    "code", ["0f20c0", "0f32", "0f01f9", "0f01e0", "0f0123", "0f31", "0f1f00", "0f0103"[:4] + "fb"]
+)
 def test_other_instructions_do_not(code: str) -> None:
     assert isinstance(Bench(bytes.fromhex(code)).run(), Halted | GuestFault)
 
@@ -104,10 +110,12 @@ def test_a_breakpoint_leaves_rip_on_it(code: str, size: int) -> None:
     assert bench.rip == 1
 
 
-def test_a_software_interrupt_leaves_rip_past_it() -> None:
-    bench = Bench(bytes.fromhex("cd80"))
-    assert bench.run() == SoftwareInterrupt(0x80)
-    assert bench.rip == 2
+@pytest.mark.parametrize(("code", "vector", "size"), [("cd80", 0x80, 2), ("cd04", 4, 2), ("cdcc", 0xCC, 2)])
+def test_a_software_interrupt_leaves_rip_on_it(code: str, vector: int, size: int) -> None:
+    bench = Bench(NOP + bytes.fromhex(code))
+    assert bench.run() == SoftwareInterrupt(vector, size)
+    assert bench.rip == 1
+    assert bench.engine.instructions == 2
 
 
 FAULTS = {

@@ -44,9 +44,9 @@ _DESCRIPTORS = (
 class Bench:
     """An engine whose guest is what a test puts there."""
 
-    def __init__(self, code: bytes = b"", **registers: int) -> None:
+    def __init__(self, code: bytes = b"", *, cpu: str = "intel", **registers: int) -> None:
         self.memory = Memory(2 << 20)
-        self.engine = Engine(self.memory)
+        self.engine = Engine(self.memory, cpu)
         tables = {PML4: LOW_PDPT, LOW_PDPT: LOW_PD, LOW_PD: LOW_PT, PML4 + 8 * 256: HIGH_PDPT}
         tables |= {HIGH_PDPT: HIGH_PD, HIGH_PD: HIGH_PT}
         for at, table in tables.items():

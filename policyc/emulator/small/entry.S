@@ -117,10 +117,6 @@ FUNC irq_common
     POP_REGS_AND_IRET
 ENDF irq_common
 
-FUNC entry_INT80_compat
-    iretq
-ENDF entry_INT80_compat
-
 # RAX is the number; RDI, RSI, RDX the arguments. RCX and R11 hold the user's RIP and flags.
 FUNC entry_SYSCALL_64
     swapgs
@@ -144,6 +140,15 @@ FUNC do_syscall_64
     leaq sys_call_table(%rip), %r10
     jmp *(%r10, %rax, 8)
 ENDF do_syscall_64
+
+# The end of what call_user began; INT 0x80 in the kernel does nothing.
+FUNC entry_INT80_compat
+    testb $3, 8(%rsp)
+    jz 1f
+    swapgs
+    jmp user_called
+1:  iretq
+ENDF entry_INT80_compat
 
     .section .rodata, "a"
 

@@ -151,6 +151,8 @@ ENDF \name
     SET_MEMORY set_memory_x, btrq, NX_BIT
     SET_MEMORY set_memory_nx, btsq, NX_BIT
 
+    .section .noinstr.text, "ax"
+
 FUNC memcpy
     movq %rdi, %rax
     movq %rdx, %rcx
@@ -167,6 +169,15 @@ FUNC memset
     movq %r9, %rax
     ret
 ENDF memset
+
+# Never run: bytes of the copy routines' own page, for an overwrite that they do themselves.
+FUNC noinstr_spare
+    .rept 64
+    nop
+    .endr
+ENDF noinstr_spare
+
+    .section .text, "ax"
 
 # As a compiler leaves it in Linux: a tail jump, so that RIP is in memcpy and the return address in __text_poke.
 FUNC text_poke_memcpy
@@ -341,11 +352,11 @@ FUNC do_exception
     je 2f
     cmpq $4, %rax
     je 2f
-    testb $3, PT_CS(%rdi)
-    jnz panic
     cmpq $0, routine_stack(%rip)
     je panic
     movq %rax, routine_fault(%rip)          # no fixup: the routine ends here, as a task does that made an oops
+    movq $__KERNEL_CS, PT_CS(%rdi)          # also one that was in user mode
+    movq $__KERNEL_DS, PT_SS(%rdi)
     movq routine_stack(%rip), %rdx
     movq %rdx, PT_RSP(%rdi)
     leaq .Lroutine_returned(%rip), %rdx

@@ -37,6 +37,13 @@
     ret
 .endm
 
+# The store of a routine that does nothing but a plain one: the serial number, to where RBX points.
+.macro KERNEL_STORE fixup
+    movq evil_serial(%rip), %rax
+71: movq %rax, (%rbx)
+    GUARD 71b, \fixup
+.endm
+
 # A jump to evil_schedule over the instructions after schedule's ftrace NOP: one store of eight bytes.
 FUNC attack_inline_hook
     PROLOGUE
@@ -240,6 +247,312 @@ FUNC attack_pop
     jmp 90b
 ENDF attack_pop
 
+# A mapping of the guarded object's frame that the module makes itself.
+FUNC attack_second_mapping
+    PROLOGUE
+    KADDR guarded_object+32, %rbx
+    movabsq $EVIL_ALIAS, %r12
+    KADDR level1_module_pgt+256*8, %r13
+    call evil_map
+    KERNEL_STORE 90f
+    EPILOGUE
+ENDF attack_second_mapping
+
+# Eight bytes over a page's end: the object is the first of the second page.
+FUNC attack_page_straddle
+    PROLOGUE
+    KADDR guarded_head-4, %rbx
+    KERNEL_STORE 90f
+    EPILOGUE
+ENDF attack_page_straddle
+
+# And the other way about: the object is the last of the first page.
+FUNC attack_page_straddle_tail
+    PROLOGUE
+    KADDR guarded_tail+12, %rbx
+    KERNEL_STORE 90f
+    EPILOGUE
+ENDF attack_page_straddle_tail
+
+# Another frame under __text_poke, with a store of ours where the function begins.
+FUNC attack_exchanged_frame
+    PROLOGUE
+    KADDR __text_poke, %rbx
+    call evil_copy
+    movl $0xc3378948, (%rax)                # movq %rsi, (%rdi); ret
+    call evil_exchange
+    KADDR kernel_power_off+40, %rdi
+    KCALL lm_alias
+    movq %rax, %rdi
+    movq evil_serial(%rip), %rsi
+    call *%rbx
+    call evil_exchange_back
+    EPILOGUE
+ENDF attack_exchanged_frame
+
+# Another frame under the place in __text_poke that memcpy seems to be called from.
+FUNC attack_exchanged_caller
+    PROLOGUE
+    KADDR .L__text_poke_done, %rbx
+    call evil_copy
+    movb $0xc3, (%rax)                      # ret
+    call evil_exchange
+    KADDR kernel_power_off+48, %rdi
+    KCALL lm_alias
+    movq %rax, %rdi
+    leaq evil_serial(%rip), %rsi
+    movl $8, %edx
+    leaq 1f(%rip), %rax
+    pushq %rax
+    pushq %rbx
+    KADDR memcpy, %rax
+    jmp *%rax
+1:  call evil_exchange_back
+    EPILOGUE
+ENDF attack_exchanged_caller
+
+.macro USER_ATTACK name code offset cs=__USER_CS
+FUNC attack_\name
+    PROLOGUE
+    KADDR guarded_object+\offset, %rbx
+    movl $USER_ALIAS, %r12d
+    KADDR level1_user_pgt+2*8, %r13
+    call evil_map
+    btsq $2, (%r13)                         # _PAGE_USER
+    movq %rbx, %rdi
+    movq evil_serial(%rip), %rsi
+    movl $\code, %edx
+    movl $\cs, %ecx
+    KCALL call_user
+    EPILOGUE
+ENDF attack_\name
+.endm
+
+    # From user mode, by an alias of the guarded page there: a store, and stacks that end in the object.
+    USER_ATTACK user_store, user_store, 48
+    USER_ATTACK user_push, user_push, 64
+    USER_ATTACK user_call, user_call, 72
+    USER_ATTACK user_enter, user_enter, 80
+    USER_ATTACK user32_store, user32_store, 88, __USER32_CS
+    USER_ATTACK user32_push, user32_push, 96, __USER32_CS
+
+# A stack of the kernel's in the guarded page, ending in the object.
+FUNC attack_push
+    PROLOGUE
+    cli
+    movq %rsp, %r12
+    KADDR guarded_object+4, %rsp
+1:  pushq evil_serial(%rip)
+    GUARD 1b, 89f
+    movq %r12, %rsp
+    sti
+    EPILOGUE
+89: movq %r12, %rsp
+    sti
+    jmp 90b
+ENDF attack_push
+
+# The frame of an interrupt, pushed by the processor onto the guarded object.
+FUNC attack_interrupt_frame
+    PROLOGUE
+    cli
+    movq %rsp, %r12
+    KADDR guarded_object+176, %rsp
+1:  int $0x80
+    GUARD 1b, 89f
+    movq %r12, %rsp
+    sti
+    EPILOGUE
+89: movq %r12, %rsp
+    sti
+    jmp 90b
+ENDF attack_interrupt_frame
+
+# 512 bytes of x87 and SSE state.
+FUNC attack_fxsave
+    PROLOGUE
+    KADDR guarded_object+8, %rbx
+    movq evil_serial(%rip), %rax
+    movq %rax, %xmm0
+1:  fxsave (%rbx)
+    GUARD 1b, 90f
+    EPILOGUE
+ENDF attack_fxsave
+
+# The same by an instruction that KVM's emulator doesn't know.
+FUNC attack_xsave
+    PROLOGUE
+    KADDR guarded_object+40, %rbx           # 64 bytes aligned
+    fninit
+    fildl evil_serial(%rip)
+    movl $1, %eax
+    xorl %edx, %edx
+1:  xsave (%rbx)
+    GUARD 1b, 89f
+    fninit
+    EPILOGUE
+89: fninit
+    jmp 90b
+ENDF attack_xsave
+
+# Past the caches.
+FUNC attack_movnti
+    PROLOGUE
+    KADDR guarded_object+104, %rbx
+    movq evil_serial(%rip), %rax
+1:  movnti %rax, (%rbx)
+    GUARD 1b, 90f
+    EPILOGUE
+ENDF attack_movnti
+
+# Sixteen bytes from an SSE register.
+FUNC attack_movaps
+    PROLOGUE
+    KADDR guarded_object+120, %rbx
+    movq evil_serial(%rip), %rax
+    movq %rax, %xmm0
+1:  movaps %xmm0, (%rbx)
+    GUARD 1b, 90f
+    EPILOGUE
+ENDF attack_movaps
+
+# Bytes that a mask chooses, to where RDI points: another one that KVM's emulator doesn't know.
+FUNC attack_maskmov
+    PROLOGUE
+    KADDR guarded_object+112, %rdi
+    movq evil_serial(%rip), %rax
+    movq %rax, %xmm0
+    pcmpeqd %xmm1, %xmm1
+    psrldq $8, %xmm1
+1:  maskmovdqu %xmm1, %xmm0
+    GUARD 1b, 90f
+    EPILOGUE
+ENDF attack_maskmov
+
+# An integer from the x87 stack, which is popped.
+FUNC attack_fistp
+    PROLOGUE
+    KADDR guarded_object+136, %rbx
+    fninit
+    fildq evil_serial(%rip)
+1:  fistpq (%rbx)
+    GUARD 1b, 89f
+    EPILOGUE
+89: fninit
+    jmp 90b
+ENDF attack_fistp
+
+FUNC attack_cmpxchg
+    PROLOGUE
+    KADDR guarded_object+144, %rbx
+    movq (%rbx), %rax
+    movq evil_serial(%rip), %rcx
+1:  lock cmpxchgq %rcx, (%rbx)
+    GUARD 1b, 90f
+    EPILOGUE
+ENDF attack_cmpxchg
+
+# A bit that lies a megabyte above the operand: what is written isn't where the instruction points.
+FUNC attack_bit_string
+    PROLOGUE
+    KADDR guarded_object+152-0x100000, %rbx
+    movl $(0x100000 * 8 + 5), %ecx
+1:  lock btcq %rcx, (%rbx)
+    GUARD 1b, 90f
+    EPILOGUE
+ENDF attack_bit_string
+
+# Text overwritten by code of the same page: the copy routine is made to write behind itself.
+FUNC attack_own_page
+    PROLOGUE
+    KADDR noinstr_spare+8, %rbx
+    movq %rbx, %rdi
+    KCALL set_memory_rw
+    movq %rbx, %rdi
+    leaq evil_serial(%rip), %rsi
+    movl $8, %edx
+    KCALL memcpy
+    movq %rbx, %rdi
+    KCALL set_memory_ro
+    EPILOGUE
+ENDF attack_own_page
+
+# Code that writes the store which it comes to next.
+FUNC attack_self_modifying
+    PROLOGUE
+    KADDR guarded_object+160, %rbx
+    leaq 1f(%rip), %r12
+    movq %r12, %rcx
+    movabsq $MODULE_BASE, %rdx
+    subq %rdx, %rcx
+    shrq $12, %rcx
+    KADDR level1_module_pgt, %rdx
+    btsq $1, (%rdx, %rcx, 8)                # _PAGE_RW
+    invlpg (%r12)
+    movl evil_serial(%rip), %eax
+    movl %eax, 3(%r12)
+1:  movq $0x5a5a5a5a, (%rbx)
+    GUARD 1b, 90f
+    EPILOGUE
+ENDF attack_self_modifying
+
+    # What they have in common.
+
+# Map the page of the kernel address RBX at R12, by the entry at R13; RBX becomes its address there.
+FUNC evil_map
+    movq %rbx, %rdi
+    KCALL __phys_addr
+    andq $~(PAGE_SIZE - 1), %rax
+    orq $(_PAGE_PRESENT | _PAGE_RW), %rax
+    btsq $NX_BIT, %rax
+    movq %rax, (%r13)
+    invlpg (%r12)
+    andl $(PAGE_SIZE - 1), %ebx
+    addq %r12, %rbx
+    ret
+ENDF evil_map
+
+# Copy the page of the kernel address RBX; RAX is where the byte at RBX lies in the copy.
+FUNC evil_copy
+    movq %rbx, %rsi
+    andq $~(PAGE_SIZE - 1), %rsi
+    leaq evil_page(%rip), %rdi
+    movl $(PAGE_SIZE / 8), %ecx
+    rep movsq
+    leaq evil_page(%rip), %rax
+    movl %ebx, %ecx
+    andl $(PAGE_SIZE - 1), %ecx
+    addq %rcx, %rax
+    ret
+ENDF evil_copy
+
+# Put the copy under the page of RBX. R12 keeps the entry that was there, R13 is its address.
+FUNC evil_exchange
+    KADDR _text, %rax
+    movq %rbx, %rcx
+    subq %rax, %rcx
+    shrq $12, %rcx
+    KADDR level1_kernel_pgt, %r13
+    leaq (%r13, %rcx, 8), %r13
+    movq (%r13), %r12
+    KADDR __module_image, %rdi
+    KCALL __phys_addr
+    leaq evil_page(%rip), %rcx
+    addq %rcx, %rax
+    movabsq $MODULE_BASE, %rcx
+    subq %rcx, %rax
+    orq $_PAGE_PRESENT, %rax
+    movq %rax, (%r13)
+    invlpg (%rbx)
+    ret
+ENDF evil_exchange
+
+FUNC evil_exchange_back
+    movq %r12, (%r13)
+    invlpg (%rbx)
+    ret
+ENDF evil_exchange_back
+
     # Where the hooks lead.
 
 FUNC evil_schedule
@@ -267,7 +580,8 @@ FUNC evil_fork
 ENDF evil_fork
 
 FUNC evil_int80
-    iretq
+    incq evil_hits(%rip)
+    jmp *evil_int80_continue(%rip)
 ENDF evil_int80
 
 FUNC evil_entry_SYSCALL_64
@@ -275,9 +589,20 @@ FUNC evil_entry_SYSCALL_64
     jmp *evil_continue(%rip)
 ENDF evil_entry_SYSCALL_64
 
+    .section .module.init, "ax"
+
+# What runs once, and is freed then.
+FUNC evil_init
+    xorl %eax, %eax
+    ret
+ENDF evil_init
+
     .section .module.data, "aw"
 
-    .balign 8
+    .balign PAGE_SIZE
+OBJECT evil_page
+    .fill PAGE_SIZE, 1, 0
+ENDO evil_page
 OBJECT evil_serial
     .quad 0
 OBJECT evil_hits
@@ -286,6 +611,8 @@ evil_code:
     .fill 32, 1, 0xf1
 evil_continue:
     .quad entry_SYSCALL_64
+evil_int80_continue:
+    .quad entry_INT80_compat
 OBJECT evil_original
     .quad 0
 OBJECT evil_loot
