@@ -46,6 +46,7 @@ class Row:
         flags: RFLAGS.
         spoils: what Unicorn has changed when the instruction's store is refused, where a processor changes nothing.
         spoils_always: and so does it wrong when it makes it again.
+        unplaced: where its operand lies, or ends, isn't certain: it isn't stepped on a page with guarded bytes.
         misplaced: Unicorn forgets the immediate byte when it works out a RIP-relative address.
     """
 
@@ -63,6 +64,7 @@ class Row:
     spoils: str = ""
     spoils_always: bool = False
     misplaced: bool = False
+    unplaced: bool = False
 
     @property
     def has_operand(self) -> bool:
@@ -337,9 +339,17 @@ STORES: tuple[Row, ...] = (
     Row("lock cmpxchg16b", "f0 W 0fc7 /1", needs_step=True, align=16),
     Row("fnstenv", ". d9 /6", needs_step=True, at_most=28),
     Row("fnsave", ". dd /6", needs_step=True, at_most=136),
-    Row("xsave", ". 0fae /4", needs_step=True, align=64, at_most=UNCERTAIN, registers={"rax": 3, "rdx": 0}),
-    Row("maskmovdqu", "66 . 0ff7 ca", needs_step=True, aim={"rdi": 0}, at_most=16),
-    Row("maskmovq", ". 0ff7 ca", needs_step=True, aim={"rdi": 0}, at_most=8, spoils=MMX),
+    Row(
+        "xsave",
+        ". 0fae /4",
+        needs_step=True,
+        align=64,
+        at_most=UNCERTAIN,
+        registers={"rax": 3, "rdx": 0},
+        unplaced=True,
+    ),
+    Row("maskmovdqu", "66 . 0ff7 ca", needs_step=True, unplaced=True, aim={"rdi": 0}, at_most=16),
+    Row("maskmovq", ". 0ff7 ca", needs_step=True, aim={"rdi": 0}, at_most=8, spoils=MMX, unplaced=True),
     # A bit's number leads to bytes far from the operand: 0x3003 bits up, 0x3040 bits down.
     Row("bts far", "W 0fab 0b", aim={"rbx": -0x600}, registers={"rcx": 0x3003}, at_most=UNCERTAIN),
     Row("lock btr behind", "f0 W 0fb3 0b", aim={"rbx": 0x608}, registers={"rcx": -0x3040 & MASK}, at_most=UNCERTAIN),
