@@ -22,6 +22,7 @@ from tests.support.guarded_bench import (
     PLAIN,
     POLICY,
     SECRET,
+    STACK_TOP,
     Guarded,
     Outcome,
     StuckError,
@@ -227,6 +228,41 @@ def test_many_denied_stores_in_a_row__are_each_stepped_over(bench: Guarded) -> N
     outcome = run(bench, UNTRUSTED, MOV * 8, OBJECT.start)
     assert bench.done == SKIPPED * 8
     assert outcome.registers["rip"] == UNTRUSTED + 3 * 8 + 1
+
+
+# --- code that may not be executed ---
+
+
+@pytest.mark.parametrize(("code", "pushed"), [("ffe0", 0), ("ffd0", 8)], ids=["jmp", "call"])
+@pytest.mark.parametrize("offset", [0, 0x3F])
+def test_jump_to_guarded_code__raises_a_fault_at_its_target(
+    bench: Guarded, code: str, pushed: int, offset: int
+) -> None:
+    target = SECRET.start + offset
+    at = UNTRUSTED + HERE
+    outcome = bench.run(at, bytes.fromhex(code), {"rax": target}, handled=target, content={target: b"\xb0\x41\xf4"})
+    assert outcome.fault == (13, target)
+    assert outcome.registers["rax"] == target
+    assert outcome.registers["rsp"] == STACK_TOP - 0x800 - pushed
+    assert bench.done == FAULTED
+
+
+def test_code_that_runs_up_to_guarded_code__isn_t_executed_since_its_length_is_not_believed(bench: Guarded) -> None:
+    target = SECRET.start - 3
+    outcome = bench.run(
+        UNTRUSTED + HERE, b"\xff\xe0", {"rax": target}, handled=target, content={target: b"\x90" * 3 + b"\xf4"}
+    )
+    assert outcome.fault == (13, target)
+
+
+def test_code_behind_guarded_code__is_executed(bench: Guarded) -> None:
+    outcome = bench.run(
+        UNTRUSTED + HERE, b"\xff\xe0", {"rax": SECRET.end}, content={SECRET.end: b"\xb0\x41\xb4\x42\xf4"}
+    )
+    assert outcome.fault is None
+    assert outcome.registers["rip"] == SECRET.end + 5
+    assert outcome.registers["rax"] & 0xFFFF == 0x4241
+    assert bench.done == []
 
 
 # --- a stack on guarded memory ---

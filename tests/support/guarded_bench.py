@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 from unicorn import UC_HOOK_MEM_READ, UC_HOOK_MEM_WRITE, UC_MEM_WRITE, Uc
 from unicorn import x86_const as x86
@@ -26,6 +27,7 @@ from policyc.emulator.context import GPR_NAMES
 from policyc.emulator.image import small_system_map
 from policyc.emulator.introspection import Introspection
 from policyc.emulator.small_machine import SmallMachine
+from policyc.emulator.stops import BudgetSpent
 from policyc.guest.readers import build_profile
 from policyc.kvmi import V12, Command, Dialect, Hello, HelloForm, Status, ToolConnection
 from policyc.kvmi import Reply as CommandReply
@@ -51,6 +53,7 @@ __all__ = [
     "SECRET",
     "SECRET_HEAD",
     "SOURCE_AT",
+    "STACK_TOP",
     "TAIL",
     "Access",
     "Guarded",
@@ -60,6 +63,7 @@ __all__ = [
     "StuckError",
     "Turn",
     "Unguarded",
+    "UnknownInstructionError",
     "low",
     "spans_by_page",
 ]
@@ -143,6 +147,10 @@ class StuckError(AssertionError):
     """The guest made no end: every answer brought the next event."""
 
 
+class UnknownInstructionError(Exception):
+    """A machine without a guard doesn't run it either."""
+
+
 @dataclass(frozen=True)
 class Access:
     """Bytes [start, end) that were read or written at once, by their addresses in the laboratory."""
@@ -200,13 +208,29 @@ class Laboratory:
         self._load_vectors()
         self.start = self.engine._uc.context_save()
 
-    def prepare(self, at: int, code: bytes, registers: Mapping[str, int], fill: int | None) -> None:
-        """Put an instruction into its place, memory and registers as they are before it."""
+    def prepare(
+        self,
+        at: int,
+        code: bytes,
+        registers: Mapping[str, int],
+        fill: int | None,
+        *,
+        handled: int | None = None,
+        content: Mapping[int, bytes] = MappingProxyType({}),
+    ) -> None:
+        """Put an instruction into its place, memory and registers as they are before it.
+
+        Args:
+            handled: where a fault may happen that ends at the fixup; None for the instruction itself.
+            content: what else lies in memory, by address.
+        """
         memory, engine = self.machine.memory, self.engine
         engine._uc.context_restore(self.start)
         memory.write(Gpa(LAB_GPA + DATA - LAB), _filling(fill))
         memory.write(Gpa(LAB_GPA + at - LAB), code.ljust(SLOT, bytes([HLT])))
-        memory.write(Gpa(LAB_GPA + EXTABLE - LAB), struct.pack("<ii", at - EXTABLE, FIXUP - EXTABLE - 4))
+        memory.write(Gpa(LAB_GPA + EXTABLE - LAB), struct.pack("<ii", (handled or at) - EXTABLE, FIXUP - EXTABLE - 4))
+        for address, data in content.items():
+            memory.write(Gpa(LAB_GPA + address - LAB), data)
         self.machine.write_int("last_fault_rip", 0)
         general = dict.fromkeys(GPR_NAMES, 0) | {"rsp": STACK_TOP - 0x800, "rflags": 2, "rip": at}
         general.update(registers)
@@ -269,7 +293,11 @@ class Unguarded:
     def run(
         self, at: int, code: bytes, registers: Mapping[str, int], fill: int | None = None
     ) -> tuple[Sequence[Turn], Outcome]:
-        """What the instruction does, turn by turn, and the state when it is through."""
+        """What the instruction does, turn by turn, and the state when it is through.
+
+        Raises:
+            UnknownInstructionError: it faults.
+        """
         lab = self.lab
         lab.prepare(at, code, registers, fill)
         turns: list[Turn] = []
@@ -278,7 +306,8 @@ class Unguarded:
             before = lab.outcome()
             self._seen.clear()
             stop = lab.engine.step()
-            assert type(stop).__name__ == "BudgetSpent", f"{code.hex()} can't be run: {stop}"
+            if not isinstance(stop, BudgetSpent):
+                raise UnknownInstructionError(f"{code.hex()} can't be run: {stop}")
             turns.append(Turn(before, tuple(self._seen)))
         return turns, lab.outcome()
 
@@ -330,13 +359,22 @@ class Guarded:
         number = next(self._slots, None)
         return None if number is None else number * SLOT
 
-    def run(self, at: int, code: bytes, registers: Mapping[str, int], fill: int | None = None) -> Outcome:
-        """What becomes of the instruction.
+    def run(
+        self,
+        at: int,
+        code: bytes,
+        registers: Mapping[str, int],
+        fill: int | None = None,
+        *,
+        handled: int | None = None,
+        content: Mapping[int, bytes] = MappingProxyType({}),
+    ) -> Outcome:
+        """What becomes of the instruction; see `Laboratory.prepare`.
 
         Raises:
             StuckError: nothing does, however often its events are answered.
         """
-        self.lab.prepare(at, code, registers, fill)
+        self.lab.prepare(at, code, registers, fill, handled=handled, content=content)
         self.records.clear()
         self.pump(limit=5000)
         return self.lab.outcome()
