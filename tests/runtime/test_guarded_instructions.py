@@ -1,7 +1,7 @@
 """Real instructions on guarded memory: none of them changes a guarded byte, and each does all it does or nothing.
 
-What an instruction does is learnt from a machine without a guard (`tests.support.guarded_bench`). On the guarded one it
-must then have done the same, if it touches nothing that is guarded; else it must have been stepped over as if it had
+What an instruction does is learnt from a machine without a guard (`tests.support.unguarded_bench`). On the guarded one
+it must then have done the same, if it touches nothing that is guarded; else it must have been stepped over as if it had
 never stood there, if nothing but its store is lost, or have raised #GP with everything as it was before.
 """
 
@@ -17,7 +17,18 @@ from hypothesis import strategies as st
 
 from policyc.addresses import PAGE_SIZE
 from policyc.kvmi import V7, V12, Dialect
-from tests.support.guarded_bench import (
+from tests.support.guarded_bench import Guarded, StuckError
+from tests.support.instruction_forms import FORMS, Form, form_named
+from tests.support.instruction_rows import (
+    DATA_REGISTERS,
+    LOADS,
+    SOURCE,
+    STORES,
+    UNCERTAIN,
+    Row,
+    assemble,
+)
+from tests.support.laboratory import (
     CODE_PAGES,
     DATA,
     EXCEPTION_FRAME,
@@ -32,28 +43,11 @@ from tests.support.guarded_bench import (
     SECRET_HEAD,
     SOURCE_AT,
     TAIL,
-    Guarded,
     Outcome,
     Span,
-    StuckError,
-    Turn,
-    Unguarded,
-    UnknownInstructionError,
     low,
-    spans_by_page,
 )
-from tests.support.instruction_rows import (
-    DATA_REGISTERS,
-    FORMS,
-    LOADS,
-    SOURCE,
-    STORES,
-    UNCERTAIN,
-    Form,
-    Row,
-    assemble,
-    form_named,
-)
+from tests.support.unguarded_bench import Turn, Unguarded, UnknownInstructionError, spans_by_page
 
 STEPPING = False
 """Whether the enforcer steps what CONTINUE doesn't perform: kvmi-v12 repeats the event for such an instruction."""
@@ -62,6 +56,7 @@ GENERATIONS = {"v7": V7, "v12": V12}
 BENCHES = [(dialect, cpu) for dialect in GENERATIONS.values() for cpu in ("intel", "amd")]
 BASE = form_named("base")
 GENERAL_PROTECTION = 13
+ON_AMD = frozenset({"on", "below", "above"})
 UNTRUSTED = LAB + CODE_PAGES * PAGE_SIZE
 """Code that anyone may write: the size of its stores isn't believed."""
 
@@ -310,7 +305,9 @@ def cases() -> Iterator[object]:
 def test_instruction__does_all_or_nothing(row: Row, denied: bool, dialect: Dialect, cpu: str) -> None:
     seen = 0
     for place in placements(row, cpu, written=row in STORES):
-        # Whether code is trusted has nothing to do with whose processor it is: once is enough.
+        # Trust and addresses have nothing to do with whose processor it is: one of each kind is enough.
+        if cpu == "amd" and place.name not in ON_AMD:
+            continue
         for trusted in (True, False) if cpu == "intel" else (True,):
             bench, slot = guarded(dialect, cpu)
             case = case_of(row, BASE, place, slot, dialect, cpu, trusted=trusted)

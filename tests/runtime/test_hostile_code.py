@@ -13,8 +13,10 @@ import pytest
 from policyc.addresses import PAGE_SIZE, Gpa
 from policyc.kvmi import V7, V12, Command, Dialect, ReadPhysical, SetRegisters, TranslateGva
 from policyc.runtime.steps import Leave
-from tests.support.guarded_bench import (
+from tests.support.guarded_bench import Guarded, StuckError
+from tests.support.laboratory import (
     CODE_PAGES,
+    DATA,
     FIXUP,
     LAB,
     LAB_GPA,
@@ -23,9 +25,7 @@ from tests.support.guarded_bench import (
     POLICY,
     SECRET,
     STACK_TOP,
-    Guarded,
     Outcome,
-    StuckError,
 )
 
 STORE_PAGE = CODE_PAGES
@@ -123,7 +123,7 @@ def test_code_rewritten_while_a_store_beside_the_object_is_let_through__stores_w
 
     bench.session.receive = receive  # type: ignore[method-assign]  # the moment before the kernel has the answer
     outcome = run(bench, at, aside, beside)
-    assert outcome.memory[beside - LAB - 32 * PAGE_SIZE :][:8] == b"\x41" * 8
+    assert outcome.memory[beside - DATA :][:8] == b"\x41" * 8
     assert bench.done == []
 
 
@@ -202,7 +202,7 @@ def test_rep_with_a_million_turns__ends_at_the_first_guarded_byte(bench: Guarded
     outcome = run(bench, LAB + HERE, b"\xf3\xaa", 0, rdi=OBJECT.start - below, rcx=1_000_000, rax=0x41, rsp=PLAIN.start)
     assert is_fault(outcome, LAB + HERE)
     assert outcome.registers["rcx"] == 1_000_000 - done
-    assert outcome.memory[OBJECT.start - below - LAB - 32 * PAGE_SIZE :][:below] == b"\x41" * below
+    assert outcome.memory[OBJECT.start - below - DATA :][:below] == b"\x41" * below
     assert bench.done == FAULTED
 
 
