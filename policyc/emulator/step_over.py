@@ -58,7 +58,7 @@ def violation(
 def _perform(vcpu: Vcpu, stop: PageViolation, lifted: dict[int, int], reply: PfReply | None, fetched: bytes) -> None:
     if not vcpu.engine.enforcing:
         return  # restrictions don't count any more: running on performs the access
-    insn = decode(fetched)
+    insn = decode(fetched, vcpu.engine.code_bits)
     known = insn is None or emulated(insn)
     if not known and not (vcpu.tool is not None and vcpu.tool.steps_by_itself):
         return  # entered again as it is, the guest makes the same access once more

@@ -1,7 +1,7 @@
 """Real instructions on guarded memory: none of them changes a guarded byte, and each does all it does or nothing.
 
-What an instruction does is learnt from a machine without a guard (`tests.support.guarded_bench`). On the guarded one it
-must then have done the same, if it touches nothing that is guarded; else it must have been stepped over as if it had
+What an instruction does is learnt from a machine without a guard (`tests.support.unguarded_bench`). On the guarded one
+it must then have done the same, if it touches nothing that is guarded; else it must have been stepped over as if it had
 never stood there, if nothing but its store is lost, or have raised #GP with everything as it was before.
 """
 
@@ -17,7 +17,18 @@ from hypothesis import strategies as st
 
 from policyc.addresses import PAGE_SIZE
 from policyc.kvmi import V7, V12, Dialect
-from tests.support.guarded_bench import (
+from tests.support.guarded_bench import Guarded, StuckError
+from tests.support.instruction_forms import FORMS, Form, form_named
+from tests.support.instruction_rows import (
+    DATA_REGISTERS,
+    LOADS,
+    SOURCE,
+    STORES,
+    UNCERTAIN,
+    Row,
+    assemble,
+)
+from tests.support.laboratory import (
     CODE_PAGES,
     DATA,
     EXCEPTION_FRAME,
@@ -32,27 +43,11 @@ from tests.support.guarded_bench import (
     SECRET_HEAD,
     SOURCE_AT,
     TAIL,
-    Guarded,
     Outcome,
     Span,
-    StuckError,
-    Turn,
-    Unguarded,
     low,
-    spans_by_page,
 )
-from tests.support.instruction_rows import (
-    DATA_REGISTERS,
-    FORMS,
-    LOADS,
-    SOURCE,
-    STORES,
-    UNCERTAIN,
-    Form,
-    Row,
-    assemble,
-    form_named,
-)
+from tests.support.unguarded_bench import Turn, Unguarded, UnknownInstructionError, spans_by_page
 
 STEPPING = True
 """Whether the enforcer steps what CONTINUE doesn't perform: kvmi-v12 repeats the event for such an instruction."""
@@ -61,6 +56,7 @@ GENERATIONS = {"v7": V7, "v12": V12}
 BENCHES = [(dialect, cpu) for dialect in GENERATIONS.values() for cpu in ("intel", "amd")]
 BASE = form_named("base")
 GENERAL_PROTECTION = 13
+ON_AMD = frozenset({"on", "below", "above"})
 UNTRUSTED = LAB + CODE_PAGES * PAGE_SIZE
 """Code that anyone may write: the size of its stores isn't believed."""
 
@@ -153,14 +149,16 @@ class Denial:
     written: bool
 
 
-def denial_of(row: Row, turns: Sequence[Turn], *, trusted: bool) -> Denial | None:
+def denial_of(row: Row, turns: Sequence[Turn], dialect: Dialect, *, trusted: bool) -> Denial | None:
     """What the tool has to deny, as far as it can know; a processor reads before it writes."""
+    whole_page = row.unplaced and dialect is V12 and STEPPING
     for number, turn in enumerate(turns):
         for written, guards in ((False, GUARDED_READS), (True, GUARDED_WRITES)):
             for pieces in spans_by_page(turn.accesses, written=written):
                 size = sum(piece.end - piece.start for piece in pieces)
                 counted = max(size, row.at_most) if trusted else UNCERTAIN
-                if any(is_denied(piece.start, counted, guards) for piece in pieces):
+                starts = [piece.start - piece.start % PAGE_SIZE if whole_page else piece.start for piece in pieces]
+                if any(is_denied(start, PAGE_SIZE if whole_page else counted, guards) for start in starts):
                     return Denial(number, written)
     return None
 
@@ -201,15 +199,19 @@ class Case:
         return f"{self.row.name} ({code.hex()}, {self.form.name}, {trust} code) {self.place.name}"
 
 
-def case_of(row: Row, form: Form, place: Placement, slot: int, cpu: str, *, trusted: bool) -> Case:
+def case_of(row: Row, form: Form, place: Placement, slot: int, dialect: Dialect, cpu: str, *, trusted: bool) -> Case:
     """Run an instruction without a guard."""
     at = (LAB if trusted else UNTRUSTED) + slot
     turns, plain = unguarded(cpu).run(at, *prepared(row, form, at, place.target))
-    return Case(row, form, at, place, trusted, turns, plain, denial_of(row, turns, trusted=trusted))
+    return Case(row, form, at, place, trusted, turns, plain, denial_of(row, turns, dialect, trusted=trusted))
 
 
-def check(bench: Guarded, case: Case) -> None:
-    """Run it with one, and compare."""
+def check(bench: Guarded, case: Case, *, either: bool = False) -> None:
+    """Run it with one, and compare.
+
+    Args:
+        either: a fault will do where the store could be stepped over.
+    """
     row, turns, plain, denied = case.row, case.turns, case.plain, case.denied
     what = str(case)
     if denied is not None and row.stack:
@@ -229,7 +231,7 @@ def check(bench: Guarded, case: Case) -> None:
         return
     after = turns[denied.turn + 1].before if denied.turn + 1 < len(turns) else plain
     before = refused(turns[denied.turn], after)
-    if row.skips and denied.written:
+    if row.skips and denied.written and not (either and found.fault is not None):
         skipped = halted(before, plain.registers["rip"])
         assert_same(halted(replace(plain, memory=before.memory)), skipped, f"{what}: more than the store would be lost")
         assert_same(found, skipped, what)
@@ -237,7 +239,8 @@ def check(bench: Guarded, case: Case) -> None:
     else:
         fault = replace(halted(before, FIXUP), fault=(GENERAL_PROTECTION, case.at))
         assert_same(without_frame(found, before), without_frame(fault, before), what)
-        assert bench.done == ["injected exception 13"], what
+        # What isn't stepped is told by another record than what a rule denies.
+        assert bench.done == ["injected exception 13"] or (row.unplaced and STEPPING), what
 
 
 def refused(turn: Turn, after: Outcome) -> Outcome:
@@ -302,15 +305,18 @@ def cases() -> Iterator[object]:
 def test_instruction__does_all_or_nothing(row: Row, denied: bool, dialect: Dialect, cpu: str) -> None:
     seen = 0
     for place in placements(row, cpu, written=row in STORES):
-        for trusted in (True, False):
+        # Trust and addresses have nothing to do with whose processor it is: one of each kind is enough.
+        if cpu == "amd" and place.name not in ON_AMD:
+            continue
+        for trusted in (True, False) if cpu == "intel" else (True,):
             bench, slot = guarded(dialect, cpu)
-            case = case_of(row, BASE, place, slot, cpu, trusted=trusted)
-            if place.denied is not None and (trusted or place.denied):
+            case = case_of(row, BASE, place, slot, dialect, cpu, trusted=trusted)
+            if place.denied is not None and (trusted or place.denied) and not row.unplaced:
                 assert (case.denied is not None) is place.denied, f"{case} is a bad case"
             if (case.denied is not None) is denied:
                 seen += 1
                 check(bench, case)
-    assert seen
+    assert seen or row.unplaced
 
 
 OPERANDS = [row for row in (*STORES, *LOADS) if row.has_operand and row.align == 1 and not row.spoils]
@@ -323,7 +329,7 @@ def test_addressing__makes_no_difference(form: Form) -> None:
             continue
         for place in placements(row, "intel", written=row in STORES):
             bench, slot = guarded(V7, "intel")
-            check(bench, case_of(row, form, place, slot, "intel", trusted=True))
+            check(bench, case_of(row, form, place, slot, V7, "intel", trusted=True))
 
 
 @settings(max_examples=300, deadline=None, phases=[Phase.explicit, Phase.generate, Phase.shrink])
@@ -346,6 +352,32 @@ def test_any_instruction_anywhere__does_all_or_nothing(
     target = guard.start + offset
     bench, slot = guarded(dialect, cpu)
     place = Placement(f"at {guard.start:#x}{offset:+#x}", target - target % row.align, None)
-    case = case_of(row, form if row.has_operand else BASE, place, slot, cpu, trusted=trusted)
+    case = case_of(row, form if row.has_operand else BASE, place, slot, dialect, cpu, trusted=trusted)
     if case.denied is not None or not row.needs_step or dialect is V7 or STEPPING:
         check(bench, case)
+
+
+PREFIXED = [row for row in STORES if row.name in ("mov dword", "mov byte", "add dword", "xchg", "not qword", "stosd")]
+
+
+@settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.generate, Phase.shrink])
+@given(
+    row=st.sampled_from(PREFIXED),
+    prefixes=st.lists(st.sampled_from(["26", "2e", "36", "3e", "66", "f2", "f3", "40", "48", "4c"]), max_size=9),
+    offset=st.integers(-0x10, 0x40),
+    generation=st.sampled_from(sorted(GENERATIONS)),
+)
+def test_prefixes__mislead_nobody(row: Row, prefixes: list[str], offset: int, generation: str) -> None:
+    """Redundant ones, ignored ones, in any order: a disassembler's length is the processor's."""
+    code = " ".join([*prefixes, row.code.removeprefix("W ").removeprefix(". ")])
+    given_ = replace(row, code=code, aim={"rdi": 0, "rbx": 0}, registers={"rcx": 2})
+    if "/" in row.code:
+        given_ = replace(given_, code=code.replace(f"/{row.code[-1]}", f"{int(row.code[-1]) << 3 | 3:02x}"))
+    bench, slot = guarded(GENERATIONS[generation], "intel")
+    place = Placement(f"at {offset:+#x}", OBJECT.start + offset, None)
+    try:
+        case = case_of(given_, BASE, place, slot, GENERATIONS[generation], "intel", trusted=True)
+    except UnknownInstructionError:
+        assume(False)
+        raise
+    check(bench, case, either=True)

@@ -13,8 +13,10 @@ import pytest
 from policyc.addresses import PAGE_SIZE, Gpa
 from policyc.kvmi import V7, V12, Command, Dialect, ReadPhysical, SetRegisters, TranslateGva
 from policyc.runtime.steps import Leave
-from tests.support.guarded_bench import (
+from tests.support.guarded_bench import Guarded, StuckError
+from tests.support.laboratory import (
     CODE_PAGES,
+    DATA,
     FIXUP,
     LAB,
     LAB_GPA,
@@ -22,9 +24,8 @@ from tests.support.guarded_bench import (
     PLAIN,
     POLICY,
     SECRET,
-    Guarded,
+    STACK_TOP,
     Outcome,
-    StuckError,
 )
 
 STORE_PAGE = CODE_PAGES
@@ -122,7 +123,7 @@ def test_code_rewritten_while_a_store_beside_the_object_is_let_through__stores_w
 
     bench.session.receive = receive  # type: ignore[method-assign]  # the moment before the kernel has the answer
     outcome = run(bench, at, aside, beside)
-    assert outcome.memory[beside - LAB - 32 * PAGE_SIZE :][:8] == b"\x41" * 8
+    assert outcome.memory[beside - DATA :][:8] == b"\x41" * 8
     assert bench.done == []
 
 
@@ -201,7 +202,7 @@ def test_rep_with_a_million_turns__ends_at_the_first_guarded_byte(bench: Guarded
     outcome = run(bench, LAB + HERE, b"\xf3\xaa", 0, rdi=OBJECT.start - below, rcx=1_000_000, rax=0x41, rsp=PLAIN.start)
     assert is_fault(outcome, LAB + HERE)
     assert outcome.registers["rcx"] == 1_000_000 - done
-    assert outcome.memory[OBJECT.start - below - LAB - 32 * PAGE_SIZE :][:below] == b"\x41" * below
+    assert outcome.memory[OBJECT.start - below - DATA :][:below] == b"\x41" * below
     assert bench.done == FAULTED
 
 
@@ -227,6 +228,41 @@ def test_many_denied_stores_in_a_row__are_each_stepped_over(bench: Guarded) -> N
     outcome = run(bench, UNTRUSTED, MOV * 8, OBJECT.start)
     assert bench.done == SKIPPED * 8
     assert outcome.registers["rip"] == UNTRUSTED + 3 * 8 + 1
+
+
+# --- code that may not be executed ---
+
+
+@pytest.mark.parametrize(("code", "pushed"), [("ffe0", 0), ("ffd0", 8)], ids=["jmp", "call"])
+@pytest.mark.parametrize("offset", [0, 0x3F])
+def test_jump_to_guarded_code__raises_a_fault_at_its_target(
+    bench: Guarded, code: str, pushed: int, offset: int
+) -> None:
+    target = SECRET.start + offset
+    at = UNTRUSTED + HERE
+    outcome = bench.run(at, bytes.fromhex(code), {"rax": target}, handled=target, content={target: b"\xb0\x41\xf4"})
+    assert outcome.fault == (13, target)
+    assert outcome.registers["rax"] == target
+    assert outcome.registers["rsp"] == STACK_TOP - 0x800 - pushed
+    assert bench.done == FAULTED
+
+
+def test_code_that_runs_up_to_guarded_code__isn_t_executed_since_its_length_is_not_believed(bench: Guarded) -> None:
+    target = SECRET.start - 3
+    outcome = bench.run(
+        UNTRUSTED + HERE, b"\xff\xe0", {"rax": target}, handled=target, content={target: b"\x90" * 3 + b"\xf4"}
+    )
+    assert outcome.fault == (13, target)
+
+
+def test_code_behind_guarded_code__is_executed(bench: Guarded) -> None:
+    outcome = bench.run(
+        UNTRUSTED + HERE, b"\xff\xe0", {"rax": SECRET.end}, content={SECRET.end: b"\xb0\x41\xb4\x42\xf4"}
+    )
+    assert outcome.fault is None
+    assert outcome.registers["rip"] == SECRET.end + 5
+    assert outcome.registers["rax"] & 0xFFFF == 0x4241
+    assert bench.done == []
 
 
 # --- a stack on guarded memory ---
