@@ -32,6 +32,7 @@ MMX = frozenset(f"mm{index}" for index in range(8))
 FAR_DIRECT = frozenset({0x9A, 0xEA})
 FAR_INDIRECT, FAR_FORMS = 0xFF, frozenset({3, 5})
 REX_W = 8
+OPERAND_SIZE = 0x66
 IMPLIED = frozenset({Way.PUSH, Way.POP, Way.IMPLIED_STORE, Way.IMPLIED_LOAD})
 EXPLICIT = frozenset({Way.MOVE, Way.CHANGE, Way.EXCHANGE, Way.LOAD})
 FAR_SEGMENTS = frozenset(["fs", "gs"])
@@ -86,7 +87,7 @@ def decode(mode: CpuMode, code: bytes) -> Instruction | None:
         writes=writes,
         is_pure_store=_is_pure_store(found),
         text=f"{found.mnemonic} {found.op_str}".strip(),
-        is_emulated=is_emulated(_name(found), found.opcode, mode),
+        is_emulated=is_emulated(_name(found), found.opcode, mode, narrow=OPERAND_SIZE in found.prefix),
         operand=_operand(found, mode) if reads or writes else None,
     )
 

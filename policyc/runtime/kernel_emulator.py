@@ -45,12 +45,13 @@ _STATE = frozenset({"fxsave", "fxrstor"})
 """Emulated in 32-bit code alone (`check_fxsr`)."""
 
 
-def is_emulated(name: str, opcode: Collection[int], mode: CpuMode) -> bool:
+def is_emulated(name: str, opcode: Collection[int], mode: CpuMode, *, narrow: bool = False) -> bool:
     """Whether CONTINUE performs the memory access of an instruction.
 
     Args:
         name: the mnemonic without prefixes.
         opcode: its opcode bytes.
+        narrow: it has an operand-size prefix, which selects another column of the table for MOVBE.
     """
     code = list(opcode)
     if name in _STRINGS_BY_OPCODE:
@@ -59,4 +60,6 @@ def is_emulated(name: str, opcode: Collection[int], mode: CpuMode) -> bool:
         return code[:2] in _QUADWORDS
     if name in _STATE:
         return mode is not CpuMode.LONG
+    if name == "movbe" and narrow:
+        return False
     return name in _EMULATED

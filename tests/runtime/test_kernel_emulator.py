@@ -21,7 +21,7 @@ _PREFIX = "KVM looks the prefix up before the opcode; whoever writes a useless o
 EXPLAINED = {
     "movq": "the emulated kernel may go by names, and take a form of SSE for that of MMX; or: " + _PREFIX,
     "movaps": _PREFIX,
-    "movbe": "with an operand-size prefix, kernels differ",
+    "movbe": _PREFIX,
     **dict.fromkeys(("bndcl", "bndcn", "bndcu", "bndldx", "bndmk", "bndmov", "bndstx", "cldemote"), _NOP),
     "clflushopt": "it's CLFLUSH to KVM, which accesses no data",
     "rstorssp": "it's an encoding of LMSW's group to KVM",

@@ -35,8 +35,9 @@ def armed(dialect: Dialect, *texts: str, vcpus: int = 1) -> Conversation:
     return talk
 
 
-def write(talk: Conversation, at: int = CODE, *, rip: int = HERE, vcpu: int = 0) -> Action | None:
-    return talk.event(EventKind.PF, PfData(Gva(at + SLIDE), gpa_of(at), PageAccess.W), rip=rip, vcpu=vcpu).action
+def write(talk: Conversation, at: int = CODE, *, rip: int = HERE, vcpu: int = 0, rsp: int = 0) -> Action | None:
+    data = PfData(Gva(at + SLIDE), gpa_of(at), PageAccess.W)
+    return talk.event(EventKind.PF, data, rip=rip, vcpu=vcpu, rsp=rsp).action
 
 
 def recorded(talk: Conversation) -> list[tuple[str, int]]:
@@ -160,17 +161,18 @@ def test_retry__whatever_two_vcpus_do(attempts: list[tuple[int, int]], retries: 
     talk = armed(V12, f"text: retry {retries} then log write to kernel .text", vcpus=2)
     runs: dict[int, tuple[int, int]] = {}
     expected: list[tuple[str, int]] = []
-    for vcpu, rip in attempts:
+    # The stack pointer moves, or the same access let through again and again would be one that CONTINUE can't perform.
+    for rsp, (vcpu, rip) in enumerate(attempts):
         before, tried = runs.pop(vcpu, (rip, 0))
         if before != rip:
             expected.append((AGAIN, tried))
             tried = 0
         if tried < retries:
             runs[vcpu] = (rip, tried + 1)
-            assert write(talk, rip=rip, vcpu=vcpu) is RETRY
+            assert write(talk, rip=rip, vcpu=vcpu, rsp=rsp) is RETRY
         else:
             expected.append(("let through", retries))
-            assert write(talk, rip=rip, vcpu=vcpu) is CONTINUE
+            assert write(talk, rip=rip, vcpu=vcpu, rsp=rsp) is CONTINUE
         assert recorded(talk) == expected
     talk.hang_up()
     assert sorted(recorded(talk)) == sorted([*expected, *((AGAIN, tried) for _, tried in runs.values())])

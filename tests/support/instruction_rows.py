@@ -199,7 +199,7 @@ STORES: tuple[Row, ...] = (
     Row("str", "W 0f00 /1", skips=True, at_most=8),
     Row("movbe dword", ". 0f38f1 /0", skips=True, at_most=UNCERTAIN),
     Row("movbe qword", "W 0f38f1 /0", skips=True, at_most=UNCERTAIN),
-    Row("movbe word", "66 . 0f38f1 /0", skips=True, needs_step=True, at_most=UNCERTAIN),
+    Row("movbe word", "66 . 0f38f1 /0", skips=True, needs_step=True, at_most=UNCERTAIN, unplaced=True),
     Row("fxsave", ". 0fae /0", skips=True, needs_step=True, align=16, at_most=512),
     Row("fxsave64", "W 0fae /0", skips=True, needs_step=True, align=16, at_most=512),
     *_rows(
