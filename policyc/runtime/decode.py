@@ -154,6 +154,10 @@ def _has_hidden_access(found: capstone.CsInsn, row: Row) -> bool:
     return False
 
 
+def _is_wide_and_narrow(found: capstone.CsInsn) -> bool:
+    return bool(found.rex & REX_W) and OPERAND_SIZE in found.prefix
+
+
 def _size(found: capstone.CsInsn, size: int | Extent, mode: CpuMode) -> int | None:
     match size:
         case int():
@@ -165,6 +169,8 @@ def _size(found: capstone.CsInsn, size: int | Extent, mode: CpuMode) -> int | No
         case Extent.DESCRIPTOR:
             return 10 if mode is CpuMode.LONG else 6
         case Extent.OPERAND:
+            if _name(found) == "movbe" and (mode is CpuMode.REAL or _is_wide_and_narrow(found)):
+                return None  # Capstone goes by another prefix than a processor
             sizes = [int(found.operands[index].size) for index in _memory(found)]
             return sizes[0] if len(sizes) == 1 and sizes[0] else None
         case Extent.VECTOR:

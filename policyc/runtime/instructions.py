@@ -2,9 +2,8 @@
 
 A disassembler's operand sizes and directions serve readers; here they decide whether guarded bytes were written. So an
 instruction counts only if it is in this table, and what isn't there has no known size. That holds on purpose for XSAVE
-and its kin, ENTER, PUSHA, far transfers, gathers and scatters, MOVBE (which Capstone misreads), and string input and
-output, which KVM's emulator performs in bulk. A size is an upper bound where the comment says so, else exact (Intel SDM
-vol. 2, each instruction).
+and its kin, ENTER, PUSHA, far transfers, gathers and scatters, and string input and output, which KVM's emulator
+performs in bulk. A size is an upper bound where the comment says so, else exact (Intel SDM vol. 2, each instruction).
 """
 
 from __future__ import annotations
@@ -72,7 +71,7 @@ _SETCC = " ".join("set" + condition for condition in _CONDITIONS)
 _CMOVCC = " ".join("cmov" + condition for condition in _CONDITIONS)
 
 _TABLE: tuple[tuple[Way, int | Extent, str], ...] = (
-    (Way.MOVE, Extent.OPERAND, "mov movabs"),
+    (Way.MOVE, Extent.OPERAND, "mov movabs movbe"),
     (Way.MOVE, Extent.WIDTH, "movnti"),
     (Way.MOVE, Extent.OPERAND, "movapd movaps movdqa movdqu movntdq movntpd movntps movupd movups"),
     (Way.MOVE, 1, _SETCC + " pextrb"),
