@@ -29,6 +29,7 @@ SEGMENT_STRIDE: Final = 24
 SEGMENT_ORDER: Final = ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr", "gdt", "idt")
 _SEGMENT: Final = struct.Struct("<IxxxxQII")  # SegmentCache: selector, base, limit, flags
 _CPL_MASK: Final = 3
+_INHIBIT_IRQ: Final = 1 << 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,17 @@ class Context:
         """Set the privilege level that Unicorn checks by, which a write to CS leaves as it is."""
         (flags,) = struct.unpack_from("<I", self._bytes, self._layout.hflags)
         struct.pack_into("<I", self._bytes, self._layout.hflags, (flags & ~_CPL_MASK) | cpl)
+
+    @property
+    def in_shadow(self) -> bool:
+        """Whether the last instruction was an STI, after which no interrupt comes for one more."""
+        (flags,) = struct.unpack_from("<I", self._bytes, self._layout.hflags)
+        return bool(flags & _INHIBIT_IRQ)
+
+    def reset_flags(self) -> None:
+        """Forget the shadow of an STI."""
+        (flags,) = struct.unpack_from("<I", self._bytes, self._layout.hflags)
+        struct.pack_into("<I", self._bytes, self._layout.hflags, flags & ~_INHIBIT_IRQ)
 
     def forget_exception(self) -> None:
         """Let the next fault be the first: without this it would be a double fault."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 from policyc.addresses import GVA_UNKNOWN, Gpa
 from policyc.emulator.cpuid import Leaf, cpuid_table
 from policyc.emulator.deliver import Delivery, enter_syscall
+from policyc.emulator.interrupts import MSR_X2APIC_ICR
 from policyc.emulator.registers import READABLE_MSRS
 from policyc.emulator.step_over import violation
 from policyc.emulator.stops import (
@@ -195,6 +196,9 @@ def _wrmsr(vcpu: Vcpu, insn: Instruction) -> None:
         value = data.value if isinstance(data, NewValue) else new
         if action is not Action.CONTINUE or not _msr_holds(index, value):
             vcpu.fault(_GENERAL_PROTECTION, 0)
+        elif index == MSR_X2APIC_ICR:
+            _skip(vcpu, insn.size)
+            vcpu.send_ipi(value)
         elif value == new:
             _native(vcpu)
         else:
@@ -206,13 +210,13 @@ def _wrmsr(vcpu: Vcpu, insn: Instruction) -> None:
     elif new != old and index in vcpu.hooks.msrs and vcpu.wants(EventKind.MSR):
         vcpu.report(EventKind.MSR, MsrData(index, old, new), resume)
     else:
-        _native(vcpu)
+        resume(Action.CONTINUE, None)
 
 
 def _msr_holds(index: int, value: int) -> bool:
     if index == MSR_EFER:
         return not value & ~_EFER_BITS
-    return index in READABLE_MSRS and (index not in _CANONICAL_MSRS or is_canonical(value))
+    return index in (MSR_X2APIC_ICR, *READABLE_MSRS) and (index not in _CANONICAL_MSRS or is_canonical(value))
 
 
 _DESCRIPTORS: Final[Mapping[str, tuple[Descriptor, bool]]] = {
