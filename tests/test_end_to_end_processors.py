@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from policyc.cli.demo_guest import GuestProcess
 from policyc.diagnostics import Source
 from tests.support.guarded_guest import GuardService, Record, compiled, guarded, unguarded
 from tests.support.withholding import withheld
@@ -29,8 +30,9 @@ def dialect(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def facts(service: GuardService) -> list[str]:
-    return [str(record.get("fact")) for record in service.records]
+def computes_in_user_mode(guest: GuestProcess) -> None:
+    """Whoever looks a few times sees it there."""
+    assert "in user mode" in {state for _ in range(20) for state in guest.tell("status")["vcpus"]}  # type: ignore[attr-defined]
 
 
 def by_vcpu(verdicts: list[Record]) -> list[tuple[int, str]]:
@@ -110,15 +112,17 @@ def test_hotplug__is_guarded(dialect: str, tmp_path: Path) -> None:
 
 
 def test_kpti__the_kernel_is_found_from_a_vcpu_in_user_mode(dialect: str, tmp_path: Path) -> None:
-    """Its CR3 maps no kernel text. The guest stays in user mode from before the tool comes until after it has armed."""
+    """Its CR3 maps no kernel text. The guest computes in user mode from before the tool comes until after it has armed,
+    and is in the kernel for a tick's handler at most.
+    """
     with unguarded(tmp_path / "s", dialect, "--kpti") as guest:
         for _ in range(64):
             guest.tell("act busy")
-        assert guest.tell("status")["vcpus"] == ["in user mode"]
+        computes_in_user_mode(guest)
         service = GuardService(compiled(STRICT), tmp_path / "s", tmp_path / "audit.ndjson")
         try:
             service.state("ARMED")
-            assert guest.tell("status")["vcpus"] == ["in user mode"]
+            computes_in_user_mode(guest)
             assert guest.tell("attack inline-hook")["outcome"] == "unchanged"
             assert guest.tell("attack syscall-hook")["outcome"] == "unchanged"
             assert by_vcpu(service.verdicts()) == [(0, "text"), (0, "rodata")]
@@ -204,3 +208,27 @@ def test_another_vcpu__is_stopped_while_the_first_stands_at_an_event(dialect: st
             said = guest.expect("attack")
             assert (said["vcpu"], said["outcome"]) == (0, "unchanged")
             assert by_vcpu(service.verdicts()) == [(0, "object")]
+
+
+def test_breakpoint_rule__on_a_processor_that_starts_late(dialect: str, tmp_path: Path) -> None:
+    """v7 announces it and then sends the PAUSE event that was asked for: switching BREAKPOINT on twice is an error."""
+    plan = compiled("stop: on breakpoint log")
+    with guarded(plan, dialect, tmp_path, "--vcpus", "2", "--online", "1") as (service, guest):
+        service.state("ARMED")
+        assert guest.tell("online 1")["returned"] == 0
+        assert guest.tell("act int3 @1")["outcome"] == "changed"
+        assert by_vcpu(service.verdicts()) == [(1, "stop")]
+        assert [record["fact"] for record in service.records if record.get("severity") == "critical"] == []
+
+
+def test_boot__processors_come_up_while_the_tool_waits_for_the_kernel(dialect: str, tmp_path: Path) -> None:
+    """The kernel isn't running before they are: one that stood still until it is would never be waited for."""
+    with guarded(compiled(STRICT), dialect, tmp_path, "--boot", "3600", "--vcpus", "4") as (service, guest):
+        service.state("WAITING_FOR_KERNEL")
+        guest.tell("boot")
+        service.state("ARMED")
+        assert guest.tell("status")["vcpus"] == ["halted"] * 4
+        assert guest.tell("status")["jiffies"] < 500, "nothing was waited for"  # type: ignore[operator]
+        for vcpu in range(4):
+            assert guest.tell(f"attack straddle @{vcpu}")["outcome"] == "unchanged"
+        assert by_vcpu(service.verdicts()) == [(vcpu, "object") for vcpu in range(4)]
