@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from policyc.addresses import Gpa, Gva
 from policyc.emulator.devices import DMA_PORT, transfer
 from policyc.emulator.interrupts import Delivers, command_of, destinations
-from policyc.emulator.vcpu import Startup, Vcpu
+from policyc.emulator.vcpu import Vcpu
 from policyc.emulator.walk import translate
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from policyc.emulator.image import BootState
     from policyc.emulator.memory import Memory
     from policyc.emulator.routines import Routine, RoutineRun
+    from policyc.emulator.startup import Startup
 
 __all__ = ["DEFAULT_RAM", "SLICE", "VCPUS_MAX", "Machine", "MachineError"]
 
@@ -172,9 +173,9 @@ class Machine(ABC):
                 case Delivers.FIXED:
                     vcpu.interrupt(command.vector)
                 case Delivers.INIT if index:  # nothing comes after INIT for the processor that boots: no firmware
-                    vcpu.init()
+                    vcpu.signals.init()
                 case Delivers.STARTUP if index:
-                    vcpu.startup_interrupt(command.vector)
+                    vcpu.signals.startup(command.vector)
 
     def startup_state(self, vector: int) -> BootState | None:
         """See `Bus`: a guest that starts no processors has no place for them to begin at."""

@@ -21,7 +21,7 @@ from policyc.emulator.image import (
 from policyc.emulator.machine import DEFAULT_RAM, VCPUS_MAX, Machine, MachineError
 from policyc.emulator.memory import Memory
 from policyc.emulator.routines import PROCESSOR_ROUTINES, ROUTINES, RoutineResult, Run
-from policyc.emulator.vcpu import Startup
+from policyc.emulator.startup import Startup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,15 +7,15 @@ that waits for an event reply does nothing but commands.
 
 from __future__ import annotations
 
-from enum import Enum, auto
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from policyc.emulator.deliver import Delivery, deliver
 from policyc.emulator.engine import VECTORS_WITH_CODE, Engine
 from policyc.emulator.exits import leave
 from policyc.emulator.hooks import Hooks, Injection, Tool, Waiting
 from policyc.emulator.registers import write_registers
+from policyc.emulator.startup import Bus, Signals, Startup
 from policyc.emulator.stops import BudgetSpent, PageViolation, Shutdown, Stop
 from policyc.kvmi import Action, EventData, EventKind, EventReplyData, PageAccess, PfData, SinglestepData, TrapData
 
@@ -25,33 +25,12 @@ if TYPE_CHECKING:
     from policyc.emulator.image import BootState
     from policyc.emulator.memory import Memory
 
-__all__ = ["Bus", "Startup", "Vcpu"]
+__all__ = ["Vcpu"]
 
 _PAGE_FAULT: Final = 14
 _EXCEPTIONS: Final = 32
 _KERNEL_CS: Final = 0x10
 _KERNEL_DS: Final = 0x18
-
-
-class Startup(Enum):
-    """How far a vCPU is from running, as KVM's `mp_state` has it."""
-
-    RUNNING = auto()
-    UNINITIALIZED = auto()
-    WAITING_FOR_SIPI = auto()
-
-
-class Bus(Protocol):
-    """What a vCPU reaches of the machine that it is in."""
-
-    def send_ipi(self, sender: int, value: int) -> None:
-        """A value was written to the interrupt command register."""
-
-    def output(self, port: int, size: int, value: int) -> None:
-        """A value was written to a port."""
-
-    def startup_state(self, vector: int) -> BootState | None:
-        """Where a start-up interrupt of that vector makes a processor begin; None if nowhere."""
 
 
 class Vcpu:
@@ -65,6 +44,7 @@ class Vcpu:
         cpu: "intel" or "amd".
         engine: its processor.
         startup: whether it has been started.
+        signals: INIT and start-up interrupts that it hasn't taken yet.
         halted: in HLT, until an interrupt.
         dead: why it will never run again, if so.
         xcr0: extended control register 0.
@@ -80,6 +60,7 @@ class Vcpu:
         self.cpu = cpu
         self.engine = Engine(memory, cpu)
         self.startup = startup
+        self.signals = Signals()
         self.halted = False
         self.dead: Shutdown | None = None
         self.xcr0 = 1
@@ -89,8 +70,6 @@ class Vcpu:
         self._bus = bus
         self._interrupts: set[int] = set()
         self._undelivered: Delivery | None = None
-        self._init = False
-        self._sipi: int | None = None
 
     def start(self, state: BootState) -> None:
         """Put the registers where the loader leaves them."""
@@ -109,15 +88,6 @@ class Vcpu:
         if self.startup is Startup.RUNNING:
             self._interrupts.add(vector)
 
-    def init(self) -> None:
-        """INIT: reset it as soon as it doesn't stand still, and let it wait for a start-up interrupt."""
-        self._init = True
-        self._sipi = None
-
-    def startup_interrupt(self, vector: int) -> None:
-        """SIPI: start it, if it waits for one by then."""
-        self._sipi = vector
-
     def send_ipi(self, value: int) -> None:
         """The guest wrote to the interrupt command register."""
         if self._bus is not None:
@@ -133,7 +103,7 @@ class Vcpu:
         """Whether `run` would do something."""
         if self.stands():
             return bool(self.hooks.jobs)
-        if self._init or (self._sipi is not None and self.startup is Startup.WAITING_FOR_SIPI):
+        if self.signals.pending(self.startup):
             return True
         if self.startup is not Startup.RUNNING:
             return False
@@ -299,15 +269,14 @@ class Vcpu:
 
     def _start_up(self) -> None:
         """INIT and SIPI come before all else (kvm_apic_accept_events); what the tool asked for of the vCPU stays."""
-        if self._init:
-            self._init = False
+        if self.signals.take_init():
             self.engine.reset()
             self.halted = False
             self._interrupts.clear()
             self._undelivered = None
             self.startup = Startup.WAITING_FOR_SIPI
-        if self._sipi is not None:
-            vector, self._sipi = self._sipi, None
+        vector = self.signals.take_startup()
+        if vector is not None:
             state = self._bus.startup_state(vector) if self._bus is not None else None
             if self.startup is Startup.WAITING_FOR_SIPI and state is not None:
                 self.start(state)

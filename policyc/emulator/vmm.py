@@ -17,7 +17,7 @@ from policyc.emulator.introspection import Introspection
 from policyc.emulator.link import Link
 from policyc.emulator.machine import MachineError
 from policyc.emulator.small_machine import SmallMachine
-from policyc.emulator.vcpu import Startup
+from policyc.emulator.startup import Startup
 from policyc.kvmi import DIALECTS
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 from policyc.emulator.interrupts import Command, Delivers, command_of, destinations
 from policyc.emulator.routines import PROCESSOR_ROUTINES, ROUTINES, Run
 from policyc.emulator.small_machine import SmallMachine
-from policyc.emulator.vcpu import Startup
+from policyc.emulator.startup import Startup
 from policyc.kvmi import (
     DONE,
     V7,
@@ -361,13 +361,13 @@ def test_init_waits_for_an_event_to_be_answered(dialect: Dialect) -> None:
     tool = connected(dialect)
     tool.connection.send(PauseVcpu(1))
     (pause,) = events(tool.pump())
-    tool.machine.vcpus[1].init()
+    tool.machine.vcpus[1].signals.init()
     assert tool.must(VcpuGetInfo(1), VcpuGetInfoReply) == VcpuGetInfoReply(0)
     assert tool.reply(pause) == []
     assert tool.machine.vcpus[1].startup is Startup.WAITING_FOR_SIPI
     tool.connection.send(VcpuGetInfo(1))
     assert tool.pump() == []  # between INIT and the start-up interrupt commands wait
-    tool.machine.vcpus[1].startup_interrupt(9)
+    tool.machine.vcpus[1].signals.startup(9)
     assert [type(event) for event in tool.pump()] == [Reply]
 
 
