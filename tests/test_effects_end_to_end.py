@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from policyc.cli.demo_tool import WatchedTool
 from policyc.compiler.options import CheckOptions
 from policyc.compiler.pipeline import compile_policies
 from policyc.diagnostics import Source
+from policyc.emulator.defects import Quirk
 from policyc.emulator.image import small_system_map
 from policyc.emulator.options import GuestOptions
 from policyc.guest.profile import Profile
@@ -76,10 +77,10 @@ def guarded(text: str, dialect: str, folder: Path) -> Iterator[tuple[WatchedTool
 
 @contextmanager
 def spoken_to(
-    text: str, dialect: str, folder: Path, *, crash_ignored: bool = False
+    text: str, dialect: str, folder: Path, *, quirks: Collection[Quirk] = ()
 ) -> Iterator[tuple[WatchedTool, GuestThread]]:
     """The same with a guest in a thread of ours, for what the process can be told beside attacks."""
-    options = GuestOptions(socket=folder / "s", dialect=f"kvmi-{dialect}", reconnect=0.05, crash_ignored=crash_ignored)
+    options = GuestOptions(socket=folder / "s", dialect=f"kvmi-{dialect}", reconnect=0.05, quirks=frozenset(quirks))
     with watched(text, dialect, folder) as tool:
         guest = GuestThread(options)
         try:
@@ -113,7 +114,7 @@ def test_cpuid__is_logged_in_v7(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dialect", ["v7", "v12"])
 def test_crash__that_the_vmm_ignores_becomes_a_denial(dialect: str, tmp_path: Path) -> None:
-    with spoken_to("code: crash write to kernel .text", dialect, tmp_path, crash_ignored=True) as (_, guest):
+    with spoken_to("code: crash write to kernel .text", dialect, tmp_path, quirks={Quirk.CRASH_IGNORED}) as (_, guest):
         guest.type("attack inline-hook")
         said = guest.hear("attack")
         assert (said["outcome"], said["events"]) == ("unchanged", 2)

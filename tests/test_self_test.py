@@ -22,7 +22,7 @@ DEAF = "this kernel misses writes to protected frames whose number has bit 1 set
     [
         ("v7", (), "info", "writes to protected frames are reported", "ARMED"),
         ("v12", (), "info", "writes to protected frames are reported", "ARMED"),
-        ("v7", ("--deaf-frames",), "critical", DEAF, "DEGRADED"),
+        ("v7", ("--quirk", "v7-gfn-bit1"), "critical", DEAF, "DEGRADED"),
     ],
 )
 def test_self_test__says_what_was_seen(

@@ -22,19 +22,19 @@ class GuestProcess:
     """`policyc guest run`, started and spoken to.
 
     Args:
-        options: further options of the command.
+        arguments: what else it is told on its command line.
 
     Raises:
         CommandError: from `tell` and `expect`, where the guest ended or said nothing.
     """
 
-    def __init__(self, socket: Path, dialect: str, *options: str) -> None:
+    def __init__(self, socket: Path, dialect: str, *arguments: str) -> None:
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "policyc", "guest", "run"),
                 *("--socket", str(socket), "--dialect", dialect, "--slide", "random", "--reconnect", "0.1"),
                 "--json",
-                *options,
+                *arguments,
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -48,13 +48,17 @@ class GuestProcess:
 
     def tell(self, line: str) -> Mapping[str, object]:
         """Give the console a line such as `attack xchg`; returns what it says of it."""
+        self.say(line)
+        return self.expect(line.split()[0])
+
+    def say(self, line: str) -> None:
+        """Give the console a line, and wait for nothing."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._ended() from None
-        return self.expect(line.split()[0])
 
     def expect(self, kind: str) -> Mapping[str, object]:
         """The next line of this kind."""

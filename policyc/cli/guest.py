@@ -21,6 +21,10 @@ __all__ = ["command"]
 
 DIALECTS = {"v7": "kvmi-v7", "v12": "kvmi-v12"}
 
+HELLOS = ("v5", "v7", "v12", "v7-2.11")
+QUIRK_NAMES = ("v7-gfn-bit1", "amd-msr", "crash-ignored", "hook-busy", "fetches-twice")
+"""Spelt out, so that help needs no emulator; a test holds both against its tables."""
+
 MAX_RAM_MIB = 1024
 
 SECONDS = click.FloatRange(0.0, 3600.0, min_open=True)
@@ -77,15 +81,48 @@ def command() -> None:
     "--ram", type=click.IntRange(16, MAX_RAM_MIB), default=64, show_default=True, metavar="MIB", help="Its memory."
 )
 @click.option("--tick", type=SECONDS, default=0.01, show_default=True, help="Seconds between two timer interrupts.")
+@click.option("--vcpus", type=click.IntRange(1, 8), default=1, show_default=True, help="How many vCPUs it has.")
 @click.option(
-    "--firmware",
+    "--online", type=click.IntRange(1, 8), metavar="N", help="How many its kernel starts at boot; all without it."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order in which vCPUs take their turns.")
+@click.option("--kpti", is_flag=True, help="Give user mode page tables of its own.")
+@click.option(
+    "--boot",
     type=click.FloatRange(0.0, 3600.0),
     default=0.0,
     show_default=True,
-    help="Connect that many seconds before the kernel starts; 0 boots it first.",
+    metavar="SECONDS",
+    help="Connect at power-on, that long before the kernel is loaded; 0 boots it first.",
 )
-@click.option("--deaf-frames", is_flag=True, help="Miss writes to half of all frames, as deployed v7 kernels do.")
-@click.option("--crash-ignored", is_flag=True, help="Go on after the answer CRASH, as some VMMs do.")
+@click.option(
+    "--hello", type=click.Choice(HELLOS), help="How the VMM introduces it; as goes with the dialect without it."
+)
+@click.option(
+    "--handshake-timeout", type=SECONDS, default=10.0, show_default=True, help="Seconds for the tool's answer."
+)
+@click.option("--unhook-timeout", type=SECONDS, default=60.0, show_default=True, help="Seconds for the tool to leave.")
+@click.option(
+    "--allow-command",
+    "allow_commands",
+    multiple=True,
+    metavar="ID",
+    help="Allow this command, by number or name, can be repeated; all without it.",
+)
+@click.option(
+    "--allow-event",
+    "allow_events",
+    multiple=True,
+    metavar="ID",
+    help="Allow this event, by number or name, can be repeated; all without it.",
+)
+@click.option(
+    "--quirk",
+    "quirks",
+    type=click.Choice(QUIRK_NAMES),
+    multiple=True,
+    help="A defect of deployed hosts, can be repeated; see `policyc guest quirks`.",
+)
 @click.option("--record", metavar="FILE", help="Keep what is said on the socket in FILE, see `policyc guest replay`.")
 @click.option("--views", is_flag=True, help="Let the tool switch EPT views; on intel, in v7.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of sentences.")
@@ -102,9 +139,17 @@ def run(
     cpu: str,
     ram: int,
     tick: float,
-    firmware: float,
-    deaf_frames: bool,
-    crash_ignored: bool,
+    vcpus: int,
+    online: int | None,
+    seed: int,
+    kpti: bool,
+    boot: float,
+    hello: str | None,
+    handshake_timeout: float,
+    unhook_timeout: float,
+    allow_commands: tuple[str, ...],
+    allow_events: tuple[str, ...],
+    quirks: tuple[str, ...],
     record: str | None,
     views: bool,
     as_json: bool,
@@ -117,6 +162,7 @@ def run(
     Exit code 1 means that the machine ended by itself: on a fault that nothing handles, or because the tool answered
     CRASH.
     """
+    from policyc.emulator.defects import Quirk
     from policyc.emulator.options import GuestOptions
     from policyc.emulator.process import run_guest
 
@@ -125,7 +171,7 @@ def run(
         raise CommandError(ExitCode.USAGE, fact, help="pip install 'policyc[guest]'")
     for attack in attacks:
         _check_attack(attack)
-    for seconds in (settle, reconnect, tick, firmware):
+    for seconds in (settle, reconnect, tick, boot, handshake_timeout, unhook_timeout):
         # Not a number compares as if it were in every range.
         if not isfinite(seconds):
             raise click.BadParameter(f"{seconds} is not a number of seconds")
@@ -141,13 +187,21 @@ def run(
         ram_mib=ram,
         cpu=cpu,
         tick=tick,
-        firmware=firmware,
+        vcpus=vcpus,
+        online=online,
+        seed=seed,
+        kpti=kpti,
+        boot=boot,
+        hello=hello,
+        handshake_timeout=handshake_timeout,
+        unhook_timeout=unhook_timeout,
+        allow_commands=allow_commands,
+        allow_events=allow_events,
+        quirks=frozenset(map(Quirk, quirks)),
         attacks=attacks,
         settle=settle,
         once=once,
         json=as_json,
-        deaf_frames=deaf_frames,
-        crash_ignored=crash_ignored,
         record=Path(record) if record is not None else None,
         views=views,
     )
@@ -179,6 +233,17 @@ def attacks(format: str) -> ExitCode:
     width = max(map(len, ROUTINES))
     for name, routine in ROUTINES.items():
         click.echo(f"{routine.kind.value:6}  {name:{width}}  {routine.what}")
+    return ExitCode.OK
+
+
+@command.command("quirks", short_help="list the defects that it can have", epilog=examples("policyc guest quirks"))
+def quirks() -> ExitCode:
+    """List the defects of deployed kernels and VMMs that the guest's host can be given."""
+    from policyc.emulator.defects import QUIRKS
+
+    width = max(len(quirk.value) for quirk in QUIRKS)
+    for quirk, what in QUIRKS.items():
+        click.echo(f"{quirk.value:{width}}  {what}")
     return ExitCode.OK
 
 

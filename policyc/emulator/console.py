@@ -1,6 +1,6 @@
 """The lines that `policyc guest` reads and writes.
 
-A line in is a command with at most one word after it. A line out answers it, or reports what a routine did: a sentence
+A line in is a command and what it takes. A line out answers it, or reports what a routine did: a sentence
 for people, or one JSON object for programs.
 """
 
@@ -14,36 +14,53 @@ from typing import TYPE_CHECKING, Final, TextIO
 from policyc.emulator.routines import Kind, Routine, RoutineResult
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = ["COMMANDS", "Console", "ConsoleCommand", "ConsoleError", "parse"]
 
 COMMANDS: Final[Mapping[str, str]] = {
-    "attack": "NAME  let the guest's rootkit do something; `list` names what there is",
-    "act": "NAME  let the guest's kernel do something it may",
-    "status": "what the guest and the connection are at",
+    "attack": "NAME [@N]  let the guest's rootkit do something, on vCPU N; `list` names what there is",
+    "act": "NAME [@N]  let the guest's kernel do something it may",
+    "online": "N  let the guest start vCPU N",
+    "offline": "N  let the guest take vCPU N down",
+    "hotplug": "one more vCPU, not started",
+    "dma": "SYMBOL[+OFFSET] HEX  let a device store these bytes",
+    "status": "what the guest, its vCPUs and the connection are at",
     "list": "attacks and acts",
     "unhook": "ask the tool to leave, as a VMM does before a migration",
+    "hangup": "[N]  break the connection, or break it after N messages of the tool",
     "reset": "reset the machine: it boots anew and connects again",
-    "boot": "end the firmware's time and start the kernel",
+    "boot": "end the firmware's time: load the kernel and start it",
     "stop": "stop the vCPUs; commands to them stay unanswered",
     "cont": "let the vCPUs run again",
+    "shutdown": "switch the machine off",
     "help": "this list",
     "quit": "end",
 }
 LINE_MAX: Final = 1024
+_NUMBER_DIGITS: Final = 6
 
 
 class ConsoleError(ValueError):
-    """A line that isn't understood; the message says what would be."""
+    """A line that isn't understood, or can't be obeyed now; the message says what would be."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConsoleCommand:
-    """A line that was understood; `routine` is there for `attack` and `act`."""
+    """A line that was understood.
+
+    Attributes:
+        routine: for `attack` and `act`, on the vCPU that was named.
+        number: what stands after `online`, `offline`, and perhaps after `hangup`.
+        symbol, offset, data: what stands after `dma`.
+    """
 
     word: str
     routine: Routine | None = None
+    number: int | None = None
+    symbol: str = ""
+    offset: int = 0
+    data: bytes = b""
 
 
 def parse(line: str, routines: Mapping[str, Routine]) -> ConsoleCommand | None:
@@ -63,16 +80,65 @@ def parse(line: str, routines: Mapping[str, Routine]) -> ConsoleCommand | None:
     word, *rest = words
     if word not in COMMANDS:
         raise ConsoleError(_no_such("command", word, COMMANDS))
-    if word not in {kind.value for kind in Kind}:
-        if rest:
-            raise ConsoleError(f"`{word}` takes nothing after it")
-        return ConsoleCommand(word)
+    if word in {kind.value for kind in Kind}:
+        return _routine(word, rest, routines)
+    if reader := _READERS.get(word):
+        return reader(word, rest)
+    if rest:
+        raise ConsoleError(f"`{word}` takes nothing after it")
+    return ConsoleCommand(word)
+
+
+def _routine(word: str, rest: list[str], routines: Mapping[str, Routine]) -> ConsoleCommand:
     names = [name for name, routine in routines.items() if routine.kind.value == word]
+    vcpu = 0
+    if len(rest) == 2 and rest[1].startswith("@"):
+        vcpu = _number(rest.pop()[1:], "@ stands before the number of a vCPU")
     if len(rest) != 1:
         raise ConsoleError(f"`{word}` takes one name: {', '.join(names)}")
     if rest[0] not in names:
         raise ConsoleError(_no_such(word, rest[0], names))
-    return ConsoleCommand(word, routines[rest[0]])
+    return ConsoleCommand(word, routines[rest[0]].on(vcpu))
+
+
+def _numbered(word: str, rest: list[str]) -> ConsoleCommand:
+    hint = f"`{word}` takes the number of a vCPU"
+    if len(rest) != 1:
+        raise ConsoleError(hint)
+    return ConsoleCommand(word, number=_number(rest[0], hint))
+
+
+def _perhaps_numbered(word: str, rest: list[str]) -> ConsoleCommand:
+    hint = f"`{word}` takes a number of messages, or nothing"
+    if len(rest) > 1:
+        raise ConsoleError(hint)
+    return ConsoleCommand(word, number=_number(rest[0], hint) if rest else None)
+
+
+def _store(word: str, rest: list[str]) -> ConsoleCommand:
+    hint = f"`{word}` takes a symbol and bytes in hexadecimal, such as `sys_call_table+0x8 9090`"
+    if len(rest) != 2:
+        raise ConsoleError(hint)
+    symbol, _, offset = rest[0].partition("+")
+    try:
+        return ConsoleCommand(word, symbol=symbol, offset=int(offset or "0", 0), data=bytes.fromhex(rest[1]))
+    except ValueError:
+        raise ConsoleError(hint) from None
+
+
+_READERS: Final[Mapping[str, Callable[[str, list[str]], ConsoleCommand]]] = {
+    "online": _numbered,
+    "offline": _numbered,
+    "hangup": _perhaps_numbered,
+    "dma": _store,
+}
+"""How the commands are read that take something else than a routine's name."""
+
+
+def _number(text: str, hint: str) -> int:
+    if not (text.isdecimal() and text.isascii() and len(text) <= _NUMBER_DIGITS):
+        raise ConsoleError(hint)
+    return int(text)
 
 
 class Console:
@@ -92,13 +158,14 @@ class Console:
         self._out.write(line + "\n")
         self._out.flush()
 
-    def result(self, result: RoutineResult) -> None:
-        """Report a finished routine."""
+    def result(self, result: RoutineResult, word: str) -> None:
+        """Report a finished routine under the word that asked for it."""
         routine = result.routine
         self.say(
-            routine.kind.value,
-            _sentence(result),
+            word,
+            _sentence(result, word),
             name=routine.name,
+            vcpu=routine.vcpu,
             outcome=_outcome(result),
             target=str(routine.target) if routine.target is not None else None,
             before=result.before.hex(),
@@ -110,12 +177,13 @@ class Console:
             events=result.events,
         )
 
-    def lost(self, routine: Routine, reason: str) -> None:
-        """Report a routine that will never finish."""
+    def lost(self, routine: Routine, word: str, reason: str) -> None:
+        """Report a routine that will never finish, or that couldn't begin."""
         self.say(
-            routine.kind.value,
-            f"{routine.kind.value} {routine.name}: never finished: {reason}",
+            word,
+            f"{_named(routine, word)}: never finished: {reason}",
             name=routine.name,
+            vcpu=routine.vcpu,
             outcome="lost",
             reason=reason,
         )
@@ -143,13 +211,19 @@ def _outcome(result: RoutineResult) -> str:
     return "changed" if result.changed else "unchanged"
 
 
-def _sentence(result: RoutineResult) -> str:
+def _named(routine: Routine, word: str) -> str:
+    name = word if routine.name == word else f"{word} {routine.name}"
+    return f"{name} @{routine.vcpu}" if routine.vcpu else name
+
+
+def _sentence(result: RoutineResult, word: str) -> str:
     routine = result.routine
-    parts = [f"{routine.kind.value} {routine.name}: {_outcome(result)}"]
+    parts = [f"{_named(routine, word)}: {_outcome(result)}"]
     if routine.target is not None:
         shown = f"{routine.target} {result.before.hex()}"
         parts.append(f"{shown} -> {result.after.hex()}" if result.changed else shown)
-    parts.append("returned" if result.fault is None else f"ended by exception {result.fault}")
+    returned = f"returned {result.value}" if result.value else "returned"
+    parts.append(returned if result.fault is None else f"ended by exception {result.fault}")
     parts.append(f"{result.events} event{'' if result.events == 1 else 's'}")
     parts.append(f"{result.instructions} instructions")
     return ", ".join(parts)

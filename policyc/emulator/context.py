@@ -31,6 +31,7 @@ _SEGMENT: Final = struct.Struct("<IxxxxQII")  # SegmentCache: selector, base, li
 _CPL_MASK: Final = 3
 _ADD_SEGMENTS: Final = 1 << 6  # HF_ADDSEG, which 64-bit code ignores
 _LONG_CODE: Final = 1 << 4 | 1 << 5 | 1 << 15  # HF_CS32, HF_SS32, HF_CS64
+_INHIBIT_IRQ: Final = 1 << 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,17 @@ class Context:
         (flags,) = struct.unpack_from("<I", self._bytes, self._layout.hflags)
         flags = flags & ~(_CPL_MASK | _ADD_SEGMENTS) | _LONG_CODE | cpl
         struct.pack_into("<I", self._bytes, self._layout.hflags, flags)
+
+    @property
+    def in_shadow(self) -> bool:
+        """Whether the last instruction was an STI, after which no interrupt comes for one more."""
+        (flags,) = struct.unpack_from("<I", self._bytes, self._layout.hflags)
+        return bool(flags & _INHIBIT_IRQ)
+
+    def reset_flags(self) -> None:
+        """Forget the shadow of an STI."""
+        (flags,) = struct.unpack_from("<I", self._bytes, self._layout.hflags)
+        struct.pack_into("<I", self._bytes, self._layout.hflags, flags & ~_INHIBIT_IRQ)
 
     def forget_exception(self) -> None:
         """Let the next fault be the first: without this it would be a double fault."""

@@ -30,7 +30,6 @@ class Differences:
         breakpoint_again: error for switching BREAKPOINT to what it is already.
         descriptor_on_amd: DESCRIPTOR events can be had on AMD.
         steps_by_itself: CONTINUE single-steps an instruction that KVM's emulator doesn't know; else the event repeats.
-        msr_exits_on_amd: MSR events come on AMD; the v12 series inverts the intercept bit there.
     """
 
     max_message_size: int
@@ -43,7 +42,6 @@ class Differences:
     busy_while_stepping: bool
     breakpoint_again: ErrorCode | None
     descriptor_on_amd: bool
-    msr_exits_on_amd: bool
     steps_by_itself: bool
 
 
@@ -59,7 +57,6 @@ DIFFERENCES: Final[Mapping[Dialect, Differences]] = {
         busy_while_stepping=False,
         breakpoint_again=ErrorCode.EOPNOTSUPP,
         descriptor_on_amd=False,
-        msr_exits_on_amd=True,
         steps_by_itself=True,
     ),
     V12: Differences(
@@ -73,7 +70,6 @@ DIFFERENCES: Final[Mapping[Dialect, Differences]] = {
         busy_while_stepping=True,
         breakpoint_again=None,
         descriptor_on_amd=True,
-        msr_exits_on_amd=False,
         steps_by_itself=False,
     ),
 }

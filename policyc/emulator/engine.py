@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from unicorn import UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_HOOK_TLB_FILL, Uc, UcError
+from unicorn import UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_HOOK_TLB_FILL, Uc, UcError
 from unicorn import x86_const as x86
 
 from policyc.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
@@ -69,6 +69,16 @@ _PAGE_FAULT: Final = 14
 _EDGE_STEPS_MAX: Final = 1024
 _NOTHING_LIFTED: Final[Mapping[int, int]] = {}
 
+RFLAGS_IF: Final = 1 << 9
+CR0_RESET: Final = 0x8004_0033  # PG AM NE ET MP PE: no WP yet
+CR4_RESET: Final = 1 << 5  # PAE
+EFER_RESET: Final = 0x500  # LME LMA
+TABLE_LIMIT: Final = 0xFFFF
+SYSENTER_MSRS: Final = (0x174, 0x175, 0x176)
+
+OUTPUTS_MAX: Final = 256
+"""Port writes that a slice keeps for the machine; a guest that makes more of them writes to nobody."""
+
 
 class Engine:
     """One vCPU's processor on shared memory.
@@ -78,6 +88,7 @@ class Engine:
         context: the CPU state, as it was when the last run ended.
         efer: IA32_EFER.
         instructions: how many were executed since the engine was opened; each turn of a REP counts.
+        outputs: port, size and value of each OUT that no device has seen yet.
 
     Raises:
         LayoutError: the installed Unicorn isn't one that this works with.
@@ -95,9 +106,11 @@ class Engine:
         self._view = 0
         self.efer = self.msr_read(MSR_EFER)
         self.instructions = 0
+        self.outputs: list[tuple[int, int, int]] = []
         self._uc.hook_add(UC_HOOK_TLB_FILL, self._tlb.fill)
         self._uc.hook_add(UC_HOOK_INTR, self._interrupted)
         self._uc.hook_add(UC_HOOK_INSN_INVALID, self._undefined)
+        self._uc.hook_add(UC_HOOK_INSN, self._output, None, 1, 0, x86.UC_X86_INS_OUT)
         memory.observe(self)
 
     def run(self, budget: int) -> Stop:
@@ -257,6 +270,44 @@ class Engine:
             self._uc.ctl_flush_tb()
             self._tlb.flush()
 
+    def code_found(self, gfn: int) -> None:
+        """See `MemoryObserver`."""
+        if self._tlb.may_write(gfn):
+            self._tlb.flush()
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether an external interrupt may come now: RFLAGS.IF, and no STI just before."""
+        if not self.get("rflags") & RFLAGS_IF:
+            return False
+        self.context.load()
+        return not self.context.in_shadow
+
+    def reset(self) -> None:
+        """What INIT does to a processor, but for the mode: general and control registers, EFER, tables and segments.
+
+        A real processor begins in real mode then; this one stays in long mode, with nothing in CR4 and EFER but what
+        long mode needs. Other MSRs keep what they have (Intel SDM, volume 3, table 10-1).
+        """
+        for name in GPR_NAMES:
+            self.set(name, 0)
+        self.set("cr2", 0)
+        self.msr_write(MSR_EFER, EFER_RESET)
+        self.set("cr4", CR4_RESET)
+        self.set("cr0", CR0_RESET)
+        for index in SYSENTER_MSRS:
+            self.msr_write(index, 0)
+        self.context.load()
+        self.context.reset_flags()
+        for segment in ("ds", "es", "fs", "gs"):
+            self.context.set_segment(segment, 0, 0, 0, 0)
+        self.context.set_segment("ldt", 0, 0, TABLE_LIMIT, 0x8200)
+        self.context.set_segment("tr", 0, 0, TABLE_LIMIT, 0x8B00)
+        self.context.set_segment("idt", 0, 0, TABLE_LIMIT, 0)
+        self.context.store()
+        self.set("rflags", 2)
+        self.flush_tlb()
+
     def enter(self, cpl: int, cs: int, ss: int) -> None:
         """Set the privilege level with flat code and stack segments, as an interrupt, SYSCALL or SYSRET leaves them."""
         self.context.load()
@@ -307,6 +358,7 @@ class Engine:
     def _refused(self, refusal: Refusal, budget: int) -> Stop | None:
         if refusal.reason is Reason.NEW_CODE:
             self._tlb.search(refusal.page, refusal.frame)
+            self.memory.mark_code(refusal.frame >> PAGE_SHIFT, origin=self)
             return None
         if refusal.reason is Reason.CHANGES_CODE:
             return self._change_code(refusal.frame >> PAGE_SHIFT)
@@ -443,6 +495,11 @@ class Engine:
         if self._interrupt is None:
             self._interrupt = vector
         uc.emu_stop()
+
+    def _output(self, _uc: Uc, port: int, size: int, value: int, _: object) -> None:
+        """OUT: devices see it when the guest has been left."""
+        if len(self.outputs) < OUTPUTS_MAX:
+            self.outputs.append((port, size, value))
 
     def _undefined(self, uc: Uc, _: object) -> bool:
         self._invalid = True

@@ -1,4 +1,4 @@
-"""What the tool has asked for of one vCPU; all of it is gone when the connection ends."""
+"""What the tool has asked for of one vCPU: it outlives INIT, and is gone when the connection ends."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ class Tool(Protocol):
 
     def report(self, vcpu: Vcpu, kind: EventKind, data: EventData | None) -> None:
         """Send an event; the answer comes through `Vcpu.answer`."""
+
+    def created(self, vcpu: Vcpu) -> None:
+        """The vCPU runs for the first time since the connection began."""
 
     def crash(self, vcpu: Vcpu) -> None:
         """The tool answered CRASH."""

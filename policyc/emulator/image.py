@@ -8,7 +8,7 @@ virtual one moves the kernel's addresses, `load_gpa` says where it lies in RAM.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Final
@@ -26,6 +26,8 @@ __all__ = [
     "SLIDE_LIMIT",
     "BootState",
     "Image",
+    "check_place",
+    "install_firmware",
     "load",
     "small_image",
     "small_system_map",
@@ -48,6 +50,7 @@ _HIGH_PAGES: Final = 0x5000
 _GDT: Final = 0x6000
 _BOOT_VALUES: Final = 0x7000
 _STACK: Final = 0x9000
+"""Below it is what the loader uses; the page above it is the kernel's, for starting processors."""
 
 _TABLE: Final = 0x3
 _LARGE: Final = 0x83
@@ -119,8 +122,19 @@ def small_system_map() -> str:
     return "".join(line for line in lines if is_slid(int(line.split()[0], 16)))
 
 
-def load(image: Image, memory: Memory, slide: int = 0, load_gpa: int = DEFAULT_LOAD_GPA) -> BootState:
-    """Put the image into RAM.
+def install_firmware(memory: Memory) -> BootState:
+    """Page tables that map RAM one to one and nothing else, a GDT, and the registers to stand there with."""
+    for table in (_PML4, _LOW, _LOW_PAGES, _HIGH, _HIGH_PAGES):
+        memory.write(Gpa(table), bytes(PAGE_SIZE))
+    _words(memory, _PML4, (_LOW | _TABLE,))
+    _words(memory, _LOW, (_LOW_PAGES | _TABLE,))
+    _words(memory, _LOW_PAGES, range(_LARGE, memory.size, SLIDE_ALIGNMENT))
+    _words(memory, _GDT, _DESCRIPTORS)
+    return BootState(rip=Gva(0), rsp=0, rsi=0, cr3=_PML4, gdt=(_GDT, len(_DESCRIPTORS) * 8 - 1))
+
+
+def check_place(memory: Memory, slide: int, load_gpa: int) -> None:
+    """Whether a guest can lie there.
 
     Raises:
         ValueError: the slide or the place in RAM can't be had.
@@ -129,33 +143,39 @@ def load(image: Image, memory: Memory, slide: int = 0, load_gpa: int = DEFAULT_L
         raise ValueError(f"a slide is a multiple of {SLIDE_ALIGNMENT:#x} from 0 to {SLIDE_LIMIT:#x}, not {slide:#x}")
     if load_gpa % SLIDE_ALIGNMENT or not SLIDE_ALIGNMENT <= load_gpa <= memory.size - IMAGE_SPACE:
         raise ValueError(f"the image can't lie at {load_gpa:#x} in {memory.size:#x} bytes of RAM")
+
+
+def load(
+    image: Image,
+    memory: Memory,
+    slide: int = 0,
+    load_gpa: int = DEFAULT_LOAD_GPA,
+    *,
+    cpus: int = 1,
+    kpti: bool = False,
+) -> BootState:
+    """Put the image into RAM as a boot loader does: copy, relocate, map.
+
+    Args:
+        cpus: processors that the kernel is to start, the one that it boots on included.
+        kpti: whether user mode is to have page tables of its own.
+
+    Raises:
+        ValueError: the slide or the place in RAM can't be had.
+    """
+    check_place(memory, slide, load_gpa)
     content = bytearray(image.content)
     for at in image.relocations:
         (address,) = struct.unpack_from("<Q", content, at)
         struct.pack_into("<Q", content, at, address + slide)
     memory.write(Gpa(load_gpa), bytes(content))
-    _boot_tables(memory, KERNEL_BASE + slide, load_gpa)
-    _words(memory, _GDT, _DESCRIPTORS)
-    _words(memory, _BOOT_VALUES, (load_gpa, memory.size))
-    return BootState(
-        rip=image.address("startup_64", slide),
-        rsp=_STACK,
-        rsi=_BOOT_VALUES,
-        cr3=_PML4,
-        gdt=(_GDT, len(_DESCRIPTORS) * 8 - 1),
-    )
-
-
-def _boot_tables(memory: Memory, base: int, load_gpa: int) -> None:
-    """RAM one to one, and the image's 2 MiB at its address."""
-    for table in (_PML4, _LOW, _LOW_PAGES, _HIGH, _HIGH_PAGES):
-        memory.write(Gpa(table), bytes(PAGE_SIZE))
-    _words(memory, _PML4, (_LOW | _TABLE,))
+    firmware = install_firmware(memory)
+    base = KERNEL_BASE + slide
     _words(memory, _PML4 + 8 * 511, (_HIGH | _TABLE,))
-    _words(memory, _LOW, (_LOW_PAGES | _TABLE,))
-    _words(memory, _LOW_PAGES, range(_LARGE, memory.size, SLIDE_ALIGNMENT))
     _words(memory, _HIGH + 8 * (base >> 30 & 511), (_HIGH_PAGES | _TABLE,))
     _words(memory, _HIGH_PAGES + 8 * (base >> 21 & 511), (load_gpa | _LARGE,))
+    _words(memory, _BOOT_VALUES, (load_gpa, memory.size, cpus, int(kpti)))
+    return replace(firmware, rip=image.address("startup_64", slide), rsp=_STACK, rsi=_BOOT_VALUES)
 
 
 def _words(memory: Memory, gpa: int, values: tuple[int, ...] | range) -> None:

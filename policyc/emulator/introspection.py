@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from policyc.emulator.command_rows import CommandError
 from policyc.emulator.commands import execute
+from policyc.emulator.defects import Quirk
 from policyc.emulator.differences import DIFFERENCES
 from policyc.emulator.registers import read_state
 from policyc.kvmi import (
@@ -30,31 +30,13 @@ from policyc.kvmi import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection
 
     from policyc.emulator.machine import Machine
     from policyc.emulator.vcpu import Vcpu
     from policyc.kvmi import Command, Dialect, EventData, Hello, KernelEvent
 
-__all__ = ["Behaviour", "Introspection"]
-
-
-@dataclass(frozen=True, slots=True)
-class Behaviour:
-    """Ways in which deployed hosts differ from what they should do.
-
-    Attributes:
-        deaf_frames: writes to write-protected frames whose number has bit 1 set pass without an event, while every
-            reply says success; seen on kernels of branch kvmi-v7.
-        crash_ignored: the VMM goes on running a vCPU whose event was answered CRASH, as kvmi-v12 leaves it free to.
-        views: the host can switch EPT views, which takes an Intel processor and kvmi-v7.
-        fetches_twice: an execute violation that is answered CONTINUE comes twice, as on the kernels that were recorded.
-    """
-
-    deaf_frames: bool = False
-    crash_ignored: bool = False
-    views: bool = False
-    fetches_twice: bool = False
+__all__ = ["Introspection"]
 
 
 class Introspection:
@@ -64,10 +46,12 @@ class Introspection:
         hello: how the VMM introduces the machine.
         secret: what the tool must prove to know; None lets any tool in.
         commands, events: what the VMM allows; None for all.
+        views: the host can switch EPT views, which takes an Intel processor and kvmi-v7.
         clock: seconds that pass; map tokens expire by it.
 
     Attributes:
-        machine, dialect, behaviour: as given.
+        machine, dialect: as given.
+        quirks: defects that the host has.
         vm_events: events of the whole machine that are switched on.
         cleanup: kvmi-v12's CONTROL_CLEANUP; interceptions that it could leave behind act on nobody here.
         hooked: whether the tool has been let in.
@@ -75,6 +59,7 @@ class Introspection:
         restricted: how many SET_PAGE_ACCESS commands were carried out.
         resumed: how many PAUSE events were answered.
         map_tokens: when each token was given that still counts.
+        patience: how many more messages of the tool are listened to before the connection breaks; None for all.
     """
 
     def __init__(
@@ -84,14 +69,15 @@ class Introspection:
         hello: Hello,
         *,
         secret: bytes | None = None,
-        behaviour: Behaviour = Behaviour(),
-        commands: Iterable[type[Command]] | None = None,
-        events: Iterable[EventKind] | None = None,
+        quirks: Collection[Quirk] = (),
+        commands: Collection[type[Command]] | None = None,
+        events: Collection[EventKind] | None = None,
+        views: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.machine = machine
         self.dialect = dialect
-        self.behaviour = behaviour
+        self.quirks = frozenset(quirks)
         self.vm_events: set[EventKind] = set()
         self.cleanup = True
         self.hooked = False
@@ -100,6 +86,8 @@ class Introspection:
         self.resumed = 0
         self.map_tokens: deque[float] = deque()
         self.clock = clock
+        self.patience: int | None = None
+        self._views = views
         self._secret = secret
         self._connection = KernelConnection(dialect, len(machine.vcpus), commands=commands, events=events)
         self._connection.send_hello(hello)
@@ -112,19 +100,19 @@ class Introspection:
     @property
     def fetches_twice(self) -> bool:
         """See `Tool`."""
-        return self.behaviour.fetches_twice
+        return Quirk.FETCHES_TWICE in self.quirks
 
     @property
     def views(self) -> bool:
         """Whether the host can switch EPT views."""
-        return self.behaviour.views and self.machine.cpu == "intel"
+        return self._views and self.machine.cpu == "intel"
 
     @property
     def armed(self) -> bool:
         """Whether the tool seems to have set up all it wants: it restricts or intercepts, and nothing stands still."""
         vcpus = self.machine.vcpus
         asked = self.restricted or any(vcpu.hooks.events for vcpu in vcpus)
-        still = self.unanswered or any(vcpu.hooks.pauses for vcpu in vcpus)
+        still = self.unanswered or any(vcpu.hooks.pauses for vcpu in vcpus if vcpu.started)
         return self.ended is None and bool(asked) and self.resumed > 0 and not still
 
     @property
@@ -136,17 +124,18 @@ class Introspection:
         """Take what the socket delivered; no bytes at all means that the tool has closed."""
         if self.ended is not None:
             return
+        self._connection.vcpu_count = len(self.machine.vcpus)
+        self._connection.stopped = {vcpu.index for vcpu in self.machine.vcpus if not vcpu.started}
         if data:
             self._connection.receive_data(data)
         else:
             self._connection.receive_eof()
         try:
-            while not isinstance(event := self._connection.next_event(), Status):
-                self._dispatch(event)
+            status = self._take_messages()
         except RemoteProtocolError as error:
             self.end(f"the tool broke the protocol: {error}")
         else:
-            if event is CLOSED:
+            if status is CLOSED:
                 self.end("the tool closed the connection")
 
     def outgoing(self) -> bytes:
@@ -174,10 +163,24 @@ class Introspection:
         self._connection.send_event(kind, vcpu.index, read_state(vcpu.engine), data if carries else None)
         self.machine.events_sent += 1
 
+    def created(self, vcpu: Vcpu) -> None:
+        """See `Tool`: CREATE_VCPU, if it is on at the moment at which the vCPU first runs."""
+        if EventKind.CREATE_VCPU in self.vm_events:
+            vcpu.report(EventKind.CREATE_VCPU, None, vcpu.go_on)
+
     def crash(self, vcpu: Vcpu) -> None:
         """See `Tool`."""
-        if not self.behaviour.crash_ignored:
+        if Quirk.CRASH_IGNORED not in self.quirks:
             self.machine.crash(f"the tool answered CRASH to an event of vCPU {vcpu.index}")
+
+    def _take_messages(self) -> Status | None:
+        """Carry out what has come; None if that ended the conversation."""
+        while not isinstance(event := self._connection.next_event(), Status):
+            self._dispatch(event)
+            self._lose_patience()
+            if self.ended is not None:
+                return None
+        return event
 
     def _dispatch(self, event: KernelEvent) -> None:
         match event:
@@ -196,8 +199,17 @@ class Introspection:
         if self._secret is not None and answer.cookie_hash != cookie_hash(self._secret):
             self.end("the tool doesn't know the secret")
             return
+        if Quirk.HOOK_BUSY in self.quirks and self.machine.was_hooked and not self.machine.all_started:
+            self.end("the kernel still cleans up after the last tool (EEXIST)")
+            return
         self.hooked = True
         self.machine.attach(self)
+
+    def _lose_patience(self) -> None:
+        if self.patience is not None:
+            self.patience -= 1
+            if self.patience <= 0:
+                self.end("the VMM hung up")
 
     def _on_vcpu(self, index: int | None, job: Callable[[], None]) -> None:
         """Do something at once, or in the queue of the vCPU that it is meant for."""

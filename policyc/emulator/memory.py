@@ -43,6 +43,9 @@ class MemoryObserver(Protocol):
     def content_changed(self, frames: range) -> None:
         """Somebody else stored into these frames."""
 
+    def code_found(self, gfn: int) -> None:
+        """Another processor is about to run code from this frame, and must hear of every store into it."""
+
 
 class Memory:
     """RAM of `size` bytes, a multiple of 2 MiB up to `RAM_LIMIT`.
@@ -91,6 +94,14 @@ class Memory:
         for observer in self._observers:
             if observer is not origin:
                 observer.content_changed(frames)
+
+    def mark_code(self, gfn: int, origin: MemoryObserver) -> None:
+        """A processor translates code from this frame: from now on stores into it are caught on every other."""
+        if gfn not in self.code_frames:
+            self.code_frames.add(gfn)
+            for observer in self._observers:
+                if observer is not origin:
+                    observer.code_found(gfn)
 
     def read(self, gpa: Gpa, size: int) -> bytes:
         """Copy `size` bytes.

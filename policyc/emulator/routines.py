@@ -6,7 +6,7 @@ is read from the machine itself, never from the guest's word: the target's bytes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from policyc.emulator.machine import Machine
     from policyc.emulator.small_machine import SmallMachine
 
-__all__ = ["ROUTINES", "Kind", "Memory", "Register", "Routine", "RoutineResult", "RoutineRun", "Run"]
+__all__ = [
+    "PROCESSOR_ROUTINES",
+    "ROUTINES",
+    "Kind",
+    "Memory",
+    "Register",
+    "Routine",
+    "RoutineResult",
+    "RoutineRun",
+    "Run",
+]
 
 _NO_FAULT: Final = (1 << 64) - 1
 
@@ -39,14 +49,14 @@ class Memory:
     def __str__(self) -> str:
         return f"{self.symbol}{self.offset:+#x}" if self.offset else self.symbol
 
-    def read(self, machine: Machine) -> bytes:
+    def read(self, machine: Machine, _vcpu: int) -> bytes:
         """The bytes as they are in RAM."""
         return machine.read(self.symbol, self.size, self.offset)
 
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """A register of the vCPU: `cr0`, `cr4`, `xcr0`, `idtr`, or an MSR."""
+    """A register of the vCPU that does it: `cr0`, `cr4`, `xcr0`, `idtr`, or an MSR."""
 
     name: str
     msr: int | None = None
@@ -54,15 +64,15 @@ class Register:
     def __str__(self) -> str:
         return self.name
 
-    def read(self, machine: Machine) -> bytes:
+    def read(self, machine: Machine, vcpu: int) -> bytes:
         """The value, most significant byte first."""
-        engine = machine.vcpus[0].engine
+        engine = machine.vcpus[vcpu].engine
         if self.msr is not None:
             value = engine.msr_read(self.msr)
         elif self.name == "idtr":
             value, _ = engine.table("idtr")
         elif self.name == "xcr0":
-            value = machine.vcpus[0].xcr0
+            value = machine.vcpus[vcpu].xcr0
         else:
             value = engine.get(self.name)
         return value.to_bytes(8, "big")
@@ -75,6 +85,9 @@ class Routine:
     Attributes:
         what: what it does, in words.
         target: what it changes, or would; None if nothing stays behind.
+        vcpu: which one is to do it.
+        argument: a number that it is given.
+        takes_number: whether it wants one; else a number on the console is the vCPU's.
     """
 
     name: str
@@ -82,10 +95,17 @@ class Routine:
     kind: Kind
     what: str
     target: Memory | Register | None
+    vcpu: int = 0
+    argument: int = 0
+    takes_number: bool = False
+
+    def on(self, vcpu: int) -> Routine:
+        """The same, done by this vCPU."""
+        return replace(self, vcpu=vcpu)
 
     def read_target(self, machine: Machine) -> bytes:
         """The target as it is now; nothing if there is none."""
-        return self.target.read(machine) if self.target is not None else b""
+        return self.target.read(machine, self.vcpu) if self.target is not None else b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,32 +155,36 @@ class Run:
     """A routine that the small guest has been asked for.
 
     Raises:
-        ValueError: another one isn't finished yet.
+        ValueError: its vCPU isn't online, or another one isn't finished there yet.
     """
 
     def __init__(self, machine: SmallMachine, routine: Routine) -> None:
-        if machine.read_int("routine_request"):
-            raise ValueError("the guest is busy with another routine")
+        self._at = 8 * routine.vcpu
+        if routine.vcpu >= len(machine.vcpus) or not machine.read_int("cpu_online", offset=self._at):
+            raise ValueError(f"vCPU {routine.vcpu} isn't online")
+        if machine.read_int("routine_request", offset=self._at):
+            raise ValueError(f"vCPU {routine.vcpu} is busy with another routine")
         self.routine = routine
         self._machine = machine
         self._before = routine.read_target(machine)
-        self._done = machine.read_int("routine_done")
+        self._done = machine.read_int("routine_done", offset=self._at)
         self._jiffies = machine.read_int("jiffies")
         self._instructions = machine.instructions
         self._events = machine.events_sent
-        machine.write_int("routine_request", machine.symbol(routine.symbol))
-        machine.kick()
+        machine.write_int("routine_argument", routine.argument, offset=self._at)
+        machine.write_int("routine_request", machine.symbol(routine.symbol), offset=self._at)
+        machine.kick(routine.vcpu)
 
     @property
     def finished(self) -> bool:
         """Whether the guest is through with it."""
-        return self._machine.read_int("routine_done") != self._done
+        return self._machine.read_int("routine_done", offset=self._at) != self._done
 
     def result(self) -> RoutineResult:
         """What has become of it so far; final once it is `finished`."""
         machine = self._machine
-        fault = machine.read_int("routine_fault")
-        value = machine.read_int("routine_result")
+        fault = machine.read_int("routine_fault", offset=self._at)
+        value = machine.read_int("routine_result", offset=self._at)
         return RoutineResult(
             routine=self.routine,
             before=self._before,
@@ -235,6 +259,7 @@ ROUTINES: Final[Mapping[str, Routine]] = {
         _attack("bit-string", "a bit a megabyte above the operand", Memory("guarded_object", 152, 8)),
         _attack("own-page", "text of memcpy's own page, by memcpy", Memory("noinstr_spare", 8, 8)),
         _attack("self-modifying", "by a store that was written just before", Memory("guarded_object", 160, 8)),
+        _attack("dma", "exit's entry, by a device that copies memory", Memory("sys_call_table", 60 * 8, 8)),
         _act("patch", "a static key, by __text_poke", Memory("jump_label_site", 5, 5)),
         _act("neighbour", "a store next to the guarded object", Memory("neighbour_after", 0, 8)),
         _act("write-storm", "256 stores next to the guarded object", Memory("neighbour_after", 0, 8)),
@@ -249,6 +274,14 @@ ROUTINES: Final[Mapping[str, Routine]] = {
         _act("reload-idt", "IDTR with the value it has", None),
         _act("read-gdtr", "GDTR into memory", Memory("saved_gdt_descr", 0, 10)),
         _act("xsetbv", "SSE on in XCR0", Register("xcr0")),
+        _act("ipi", "an interrupt to every other vCPU", None),
+        _act("busy", "the user task computes for a while", None),
     )
 }
 """By name, in the order of a tour."""
+
+PROCESSOR_ROUTINES: Final[Mapping[str, Routine]] = {
+    "online": Routine("online", "cpu_up", Kind.ACT, "start a vCPU", None, takes_number=True),
+    "offline": Routine("offline", "cpu_down", Kind.ACT, "take a vCPU down", None),
+}
+"""What a processor does about another, or about itself: `online` is done by the first and takes a number."""

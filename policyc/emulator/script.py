@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from policyc.emulator.console import Console, ConsoleCommand, ConsoleError, parse
@@ -20,7 +21,7 @@ STUCK: Final = 1.0
 
 
 class Script:
-    """Routines are started one at a time, each when the one before is finished.
+    """Each vCPU does one routine at a time, and a line waits until what came before it is finished, or seems stuck.
 
     Args:
         routines: what the guest can be asked for.
@@ -30,10 +31,11 @@ class Script:
     def __init__(self, routines: Mapping[str, Routine], attacks: Iterable[str], out: Console) -> None:
         self._out = out
         self._routines = routines
-        self._asked = [routines[name] for name in attacks]
-        self._waiting: deque[Routine] = deque()
+        self._asked = [ConsoleCommand(routines[name].kind.value, routines[name]) for name in attacks]
+        self._tour = [ConsoleCommand(routine.kind.value, routine) for routine in routines.values()]
+        self._waiting: deque[ConsoleCommand] = deque()
         self._lines: deque[ConsoleCommand | ConsoleError] = deque()
-        self._run: RoutineRun | None = None
+        self._runs: dict[int, tuple[RoutineRun, str]] = {}
         self._begun = 0.0
         self._released = False
         self._spoken_to = False
@@ -41,7 +43,7 @@ class Script:
     @property
     def exhausted(self) -> bool:
         """Whether everything asked for so far has been done."""
-        return self._released and not (self._run or self._lines or self._waiting)
+        return self._released and not (self._runs or self._lines or self._waiting)
 
     def take(self, line: str) -> None:
         """Read a console line."""
@@ -58,13 +60,13 @@ class Script:
         """The tool is ready, or won't be: what was asked for beforehand may begin."""
         if not self._released:
             self._released = True
-            self._waiting.extend(self._asked or (() if self._spoken_to else self._routines.values()))
+            self._waiting.extend(self._asked or (() if self._spoken_to else self._tour))
 
     def forget(self, reason: str) -> None:
-        """The machine that ran a routine is no more."""
-        if self._run is not None:
-            self._out.lost(self._run.routine, reason)
-            self._run = None
+        """The machine that ran routines is no more."""
+        for run, word in self._runs.values():
+            self._out.lost(run.routine, word, reason)
+        self._runs.clear()
 
     def advance(self, machine: Machine, now: float) -> ConsoleCommand | None:
         """Report what is finished and start what is next; a line that starts no routine is handed back.
@@ -72,36 +74,58 @@ class Script:
         Args:
             now: a clock in seconds.
         """
-        if self._run is not None:
-            if self._run.finished:
-                self._out.result(self._run.result())
-                self._run = None
-            elif machine.panicked is not None:
-                self.forget(f"the guest's kernel panicked on exception {machine.panicked}")
-        next_line = self._lines[0] if self._lines else None
-        if isinstance(next_line, ConsoleError):
-            self._out.say("error", str(self._lines.popleft()))
-        elif next_line is not None and next_line.routine is None:
-            if self._run is None or now - self._begun > STUCK:
+        self._report(machine)
+        head = self._lines[0] if self._lines else None
+        if isinstance(head, ConsoleError):
+            self._lines.popleft()
+            self._out.say("error", str(head))
+            return None
+        patient = not self._runs or now - self._begun > STUCK
+        if head is not None:
+            routine = _routine_of(head, machine)
+            if routine is None:
+                return self._lines.popleft() if patient else None  # type: ignore[return-value]  # the head, no error
+            if machine.booted and patient and routine.vcpu not in self._runs:
                 self._lines.popleft()
-                return next_line
-        elif self._run is None and machine.booted:
-            if next_line is not None and next_line.routine is not None:
-                self._lines.popleft()
-                self._start(machine, next_line.routine, now)
-            elif self._waiting:
-                self._start(machine, self._waiting.popleft(), now)
+                self._start(machine, routine, head.word, now)
+        elif self._waiting and not self._runs and machine.booted:
+            command = self._waiting.popleft()
+            assert command.routine is not None
+            self._start(machine, command.routine, command.word, now)
         return None
 
     def due(self, machine: Machine) -> bool:
         """Whether `advance` would do something now."""
-        if self._run is not None:
-            return self._run.finished
+        if self._runs:
+            return any(run.finished for run, _ in self._runs.values())
         return bool(self._lines or self._waiting) and machine.booted
 
-    def _start(self, machine: Machine, routine: Routine, now: float) -> None:
+    def _report(self, machine: Machine) -> None:
+        for vcpu, (run, word) in list(self._runs.items()):
+            if run.finished:
+                self._out.result(run.result(), word)
+                del self._runs[vcpu]
+        if self._runs and machine.panicked is not None:
+            self.forget(f"the guest's kernel panicked on exception {machine.panicked}")
+
+    def _start(self, machine: Machine, routine: Routine, word: str, now: float) -> None:
         if machine.panicked is not None:
-            self._out.lost(routine, f"the guest's kernel panicked on exception {machine.panicked}")
-        else:
-            self._run = machine.begin(routine)
-            self._begun = now
+            self._out.lost(routine, word, f"the guest's kernel panicked on exception {machine.panicked}")
+            return
+        try:
+            self._runs[routine.vcpu] = (machine.begin(routine), word)
+        except ValueError as error:
+            self._out.lost(routine, word, str(error))
+        self._begun = now
+
+
+def _routine_of(command: ConsoleCommand, machine: Machine) -> Routine | None:
+    """The routine that a line asks for; None if it asks for something else."""
+    if command.routine is not None or command.number is None:
+        return command.routine
+    routine = machine.processor_routines.get(command.word)
+    if routine is None:
+        return None
+    if routine.takes_number:
+        return replace(routine, argument=command.number)
+    return routine.on(command.number)

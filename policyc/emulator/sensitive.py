@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from policyc.emulator.cpuid import Leaf, cpuid_table
 from policyc.emulator.decode import accesses, register_value
 from policyc.emulator.deliver import enter_syscall, enter_sysenter
+from policyc.emulator.interrupts import MSR_X2APIC_ICR
 from policyc.emulator.registers import READABLE_MSRS
 from policyc.emulator.stops import BudgetSpent, Shutdown
 from policyc.emulator.unicorn_setup import MSR_EFER
@@ -156,6 +157,9 @@ def _wrmsr(vcpu: Vcpu, insn: Instruction) -> None:
         value = data.value if isinstance(data, NewValue) else new
         if action is not Action.CONTINUE or not _msr_holds(index, value):
             vcpu.fault(_GENERAL_PROTECTION, 0)
+        elif index == MSR_X2APIC_ICR:
+            _skip(vcpu, insn.size)
+            vcpu.send_ipi(value)
         elif value == new:
             _native(vcpu)
         else:
@@ -167,13 +171,13 @@ def _wrmsr(vcpu: Vcpu, insn: Instruction) -> None:
     elif new != old and index in vcpu.hooks.msrs and vcpu.wants(EventKind.MSR):
         vcpu.report(EventKind.MSR, MsrData(index, old, new), resume)
     else:
-        _native(vcpu)
+        resume(Action.CONTINUE, None)
 
 
 def _msr_holds(index: int, value: int) -> bool:
     if index == MSR_EFER:
         return not value & ~_EFER_BITS
-    return index in READABLE_MSRS and (index not in _CANONICAL_MSRS or is_canonical(value))
+    return index in (MSR_X2APIC_ICR, *READABLE_MSRS) and (index not in _CANONICAL_MSRS or is_canonical(value))
 
 
 _DESCRIPTORS: Final[Mapping[str, tuple[Descriptor, bool]]] = {

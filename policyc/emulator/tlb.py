@@ -162,12 +162,15 @@ class Tlb:
         entry.perms = rights if known else rights & ~FETCH
         return True
 
+    def may_write(self, gfn: int) -> bool:
+        """Whether a store into this frame might go through without a question."""
+        return gfn in self._written
+
     def search(self, page: int, frame: int) -> None:
         """Hook what is sensitive in a page that is about to be run for the first time."""
-        if frame >> PAGE_SHIFT in self._written:
+        if self.may_write(frame >> PAGE_SHIFT):
             self.flush()
         self._watch.cover(page, frame >> PAGE_SHIFT, self._memory.read(Gpa(frame), PAGE_SIZE), self._following(page))
-        self._memory.code_frames.add(frame >> PAGE_SHIFT)
 
     def _refuse(self, reason: Reason, kind: int, page: int, frame: int = 0, error_code: int = 0) -> bool:
         if self.refusal is None:

@@ -7,6 +7,7 @@ that waits for an event reply does nothing but commands.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from policyc.emulator.deliver import Delivery, deliver
@@ -14,6 +15,7 @@ from policyc.emulator.engine import VECTORS_WITH_CODE, Engine
 from policyc.emulator.exits import leave
 from policyc.emulator.hooks import Hooks, Injection, Tool, Waiting
 from policyc.emulator.registers import write_registers
+from policyc.emulator.startup import Bus, Signals, Startup
 from policyc.emulator.stops import BudgetSpent, PageViolation, Shutdown, Stop
 from policyc.kvmi import Action, EventData, EventKind, EventReplyData, PageAccess, PfData, SinglestepData, TrapData
 
@@ -25,21 +27,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Vcpu"]
 
-_RFLAGS_IF: Final = 1 << 9
 _PAGE_FAULT: Final = 14
 _EXCEPTIONS: Final = 32
 _KERNEL_CS: Final = 0x10
 _KERNEL_DS: Final = 0x18
-_BOOT_CR0: Final = 0x8004_0033  # PG AM NE ET MP PE: no WP yet
 
 
 class Vcpu:
     """A vCPU on the machine's memory.
 
+    Args:
+        bus: the machine; None for a vCPU whose guest talks to nothing.
+
     Attributes:
         index: as KVMI numbers it.
         cpu: "intel" or "amd".
         engine: its processor.
+        startup: whether it has been started.
+        signals: INIT and start-up interrupts that it hasn't taken yet.
         halted: in HLT, until an interrupt.
         dead: why it will never run again, if so.
         xcr0: extended control register 0.
@@ -48,24 +53,29 @@ class Vcpu:
         waiting: the event that isn't answered yet.
     """
 
-    def __init__(self, index: int, memory: Memory, cpu: str) -> None:
+    def __init__(
+        self, index: int, memory: Memory, cpu: str, bus: Bus | None = None, startup: Startup = Startup.RUNNING
+    ) -> None:
         self.index = index
         self.cpu = cpu
         self.engine = Engine(memory, cpu)
+        self.startup = startup
+        self.signals = Signals()
         self.halted = False
         self.dead: Shutdown | None = None
         self.xcr0 = 1
         self.hooks = Hooks()
         self.tool: Tool | None = None
         self.waiting: Waiting | None = None
+        self._bus = bus
         self._interrupts: set[int] = set()
         self._undelivered: Delivery | None = None
 
     def start(self, state: BootState) -> None:
         """Put the registers where the loader leaves them."""
         engine = self.engine
+        engine.reset()
         engine.set("cr3", state.cr3)
-        engine.set("cr0", _BOOT_CR0)
         engine.set_table("gdtr", *state.gdt)
         engine.enter(0, _KERNEL_CS, _KERNEL_DS)
         engine.set("rip", state.rip)
@@ -74,17 +84,45 @@ class Vcpu:
         engine.set("rflags", 2)
 
     def interrupt(self, vector: int) -> None:
-        """Raise an external interrupt; it stays pending until the guest takes it."""
-        self._interrupts.add(vector)
+        """Raise an external interrupt; it stays pending until the guest takes it, and is lost on a vCPU not started."""
+        if self.startup is Startup.RUNNING:
+            self._interrupts.add(vector)
+
+    def send_ipi(self, value: int) -> None:
+        """The guest wrote to the interrupt command register."""
+        if self._bus is not None:
+            self._bus.send_ipi(self.index, value)
+
+    @property
+    def started(self) -> bool:
+        """Whether KVM counts it as started: it has had its INIT."""
+        return self.startup is not Startup.UNINITIALIZED
 
     @property
     def runnable(self) -> bool:
         """Whether `run` would do something."""
         if self.stands():
             return bool(self.hooks.jobs)
+        if self.signals.pending(self.startup):
+            return True
+        if self.startup is not Startup.RUNNING:
+            return False
         if self.hooks.jobs or self.hooks.pauses or self.hooks.injection or self._undelivered:
             return True
         return not self.halted or (bool(self._interrupts) and self.interruptible)
+
+    @property
+    def state(self) -> str:
+        """What it is at, in words."""
+        if self.dead is not None:
+            return "dead"
+        if self.waiting is not None:
+            return f"at {self.waiting.kind.value}"
+        if self.startup is not Startup.RUNNING:
+            return "not started"
+        if self.halted:
+            return "halted"
+        return "in user mode" if self.engine.cpl else "in the kernel"
 
     def stands(self) -> bool:
         """Whether it can't be run: it waits for an answer, or is dead."""
@@ -92,18 +130,24 @@ class Vcpu:
 
     @property
     def interruptible(self) -> bool:
-        """Whether RFLAGS.IF lets interrupts in."""
-        return bool(self.engine.get("rflags") & _RFLAGS_IF)
+        """Whether an external interrupt may come now."""
+        return self.engine.interruptible
 
     def run(self, budget: int) -> None:
         """Run for at most about `budget` instructions, until the vCPU halts, waits for an answer, or dies."""
         limit = self.engine.instructions + budget
         while self._enter() and self.engine.instructions < limit:
             self._run_guest(limit - self.engine.instructions)
+        outputs = self.engine.outputs
+        if outputs:
+            self.engine.outputs = []
+            for port, size, value in outputs:
+                if self._bus is not None:
+                    self._bus.output(port, size, value)
 
     def serve(self) -> None:
-        """Carry out the commands that were queued."""
-        while self.hooks.jobs:
+        """Carry out the commands that were queued; a vCPU between INIT and its start-up interrupt does nothing."""
+        while self.hooks.jobs and self.startup is Startup.RUNNING:
             self.hooks.jobs.popleft()()
 
     def wants(self, kind: EventKind) -> bool:
@@ -141,6 +185,7 @@ class Vcpu:
         """A connection begins: nothing is asked for yet."""
         self.hooks = Hooks()
         self.tool = tool
+        self.hooks.jobs.append(partial(tool.created, self))
         self.update_enforcement()
 
     def detach(self) -> None:
@@ -189,7 +234,8 @@ class Vcpu:
     def _run_guest(self, budget: int) -> None:
         self.halted = False
         if not self.hooks.singlestep:
-            leave(self, self.engine.run(budget))
+            shadow = bool(self._interrupts) and self.engine.context.in_shadow
+            leave(self, self.engine.run(1 if shadow else budget))
             return
         stop = self.engine.run(1)
         leave(self, stop)
@@ -199,8 +245,10 @@ class Vcpu:
 
     def _enter(self) -> bool:
         """Whether the guest can be entered now; everything that comes before is done."""
+        if not self.stands():
+            self._start_up()
         self.serve()
-        if self.stands():
+        if self.stands() or self.startup is not Startup.RUNNING:
             return False
         if self.hooks.injection is not None and not self.hooks.singlestep:
             self._inject(self.hooks.injection)
@@ -219,6 +267,21 @@ class Vcpu:
             self.halted = False
             self.deliver(Delivery(vector))
         return not self.stands() and not self.halted
+
+    def _start_up(self) -> None:
+        """INIT and SIPI come before all else (kvm_apic_accept_events); what the tool asked for of the vCPU stays."""
+        if self.signals.take_init():
+            self.engine.reset()
+            self.halted = False
+            self._interrupts.clear()
+            self._undelivered = None
+            self.startup = Startup.WAITING_FOR_SIPI
+        vector = self.signals.take_startup()
+        if vector is not None:
+            state = self._bus.startup_state(vector) if self._bus is not None else None
+            if self.startup is Startup.WAITING_FOR_SIPI and state is not None:
+                self.start(state)
+                self.startup = Startup.RUNNING
 
     def _inject(self, injection: Injection) -> None:
         """The TRAP event comes first and says what will be delivered; RIP is where the guest was."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from policyc.addresses import GVA_UNKNOWN, Gpa
 from policyc.emulator.command_rows import CommandError, Rows, needs_views, switch
 from policyc.emulator.cpuid import cpuid_table
+from policyc.emulator.defects import Quirk
 from policyc.emulator.differences import DIFFERENCES
 from policyc.emulator.fpu import XsaveError, read_xsave, write_xsave
 from policyc.emulator.hooks import Injection
@@ -92,7 +93,7 @@ def _control_cr(session: Introspection, command: ControlCr) -> ReplyData:
 @VCPU_ROWS.add(ControlMsr)
 def _control_msr(session: Introspection, command: ControlMsr) -> ReplyData:
     vcpu = _vcpu(session, command)
-    if vcpu.cpu != "amd" or DIFFERENCES[session.dialect].msr_exits_on_amd:
+    if vcpu.cpu != "amd" or Quirk.AMD_MSR not in session.quirks:
         switch(vcpu.hooks.msrs, command.msr, enable=command.enable)
     return DONE
 

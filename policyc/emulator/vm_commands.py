@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from policyc.addresses import gfn_of
 from policyc.emulator.command_rows import CommandError, Rows, needs_views, switch
+from policyc.emulator.defects import Quirk
 from policyc.emulator.differences import DIFFERENCES
 from policyc.emulator.hooks import PAUSES_MAX
 from policyc.emulator.memory import ALL_RIGHTS, NoMemoryError
@@ -128,7 +129,7 @@ def _set_page_access(session: Introspection, command: SetPageAccess) -> ReplyDat
         elif gfn >= memory.end_gfn:
             errors.append(DIFFERENCES[session.dialect].frame_without_memory)
         else:
-            deaf = session.behaviour.deaf_frames and gfn & _DEAF_BIT
+            deaf = Quirk.V7_GFN_BIT1 in session.quirks and gfn & _DEAF_BIT
             good.append((gfn, rights | WRITE if deaf else rights))
     memory.restrict(good, command.view)
     session.restricted += 1
@@ -148,7 +149,10 @@ def _set_page_sve(session: Introspection, command: SetPageSve) -> ReplyData:
 
 @VM_ROWS.add(PauseVcpu)
 def _pause(session: Introspection, command: PauseVcpu) -> ReplyData:
-    """No vCPU is inside the guest while commands are carried out, so `wait` has nothing to wait for."""
+    """No vCPU is inside the guest while commands are carried out, so `wait` has nothing to wait for.
+
+    A vCPU that isn't started is counted too: its event comes before its first instruction.
+    """
     hooks = session.machine.vcpus[command.vcpu].hooks
     if hooks.pauses >= PAUSES_MAX:
         raise CommandError(ErrorCode.EBUSY)

@@ -23,6 +23,7 @@ __all__ = [
     "E820Entry",
     "Hello",
     "HelloForm",
+    "announced",
     "cookie_hash",
     "decode_answer",
     "decode_hello",
@@ -90,13 +91,19 @@ _RANGES = {HelloForm.V7: (0, 0), HelloForm.V12: (0, 0), HelloForm.E820: (0, MAX_
 """How many memory ranges each form holds."""
 
 
+def announced(data: bytes, offset: int) -> int:
+    """The `struct_size` with which either struct begins, whatever it is."""
+    size: int = _LENGTH.unpack_from(data, offset)[0]
+    return size
+
+
 def length_of(data: bytes, offset: int, most: int) -> int:
     """The `struct_size` with which either struct begins; its `LENGTH_SIZE` bytes are there.
 
     Raises:
         RemoteProtocolError: it's more than `most`, or less than the shorter of the two has.
     """
-    size: int = _LENGTH.unpack_from(data, offset)[0]
+    size = announced(data, offset)
     if not _ANSWER.size <= size <= most:
         raise RemoteProtocolError(f"a handshake of {_ANSWER.size} to {most} bytes", f"{size}")
     return size

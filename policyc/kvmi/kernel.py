@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, TypeAlias, TypeVar
 
 from policyc.kvmi.codec import CommandCodec, codec_of
-from policyc.kvmi.connection import CLOSED, Connection, Status
+from policyc.kvmi.connection import CLOSED, NEED_DATA, Connection, Status
 from policyc.kvmi.dialects import Dialect, RunsOn
 from policyc.kvmi.errors import LocalProtocolError, RemoteProtocolError
 from policyc.kvmi.event_data import CmdErrorData, EventData
 from policyc.kvmi.framing import EVENT_REPLY_HEAD, HEADER_SIZE, REPLY_HEAD, VCPU_HEAD, frame
-from policyc.kvmi.handshake import LENGTH_SIZE, MAX_ANSWER, Hello, decode_answer, encode_hello, length_of
+from policyc.kvmi.handshake import LENGTH_SIZE, MAX_ANSWER, Hello, announced, decode_answer, encode_hello, length_of
 from policyc.kvmi.messages import (
     DONE,
     CheckCommand,
@@ -185,6 +185,8 @@ class KernelConnection(Connection):
     def _read_answer(self) -> HelloAnswer | Status:
         if status := self._wait(LENGTH_SIZE):
             return status
+        if announced(self._buffer, self._offset) < LENGTH_SIZE and self.unread <= MAX_ANSWER:
+            return self._wait(MAX_ANSWER + 1) or NEED_DATA  # QEMU waits for its timeout: the struct never ends
         size = length_of(self._buffer, self._offset, MAX_ANSWER)
         if status := self._wait(size):
             return status

@@ -16,7 +16,9 @@ from policyc.guest.errors import ProfileError, WalkLimitError
 from policyc.guest.linux_kernel import KernelFound
 from policyc.guest.requests import page_of
 from policyc.kvmi import (
+    ControlEvents,
     Dialect,
+    EventKind,
     GetInfo,
     GetInfoReply,
     PageAccess,
@@ -32,7 +34,7 @@ from policyc.plan.model import Plan
 from policyc.runtime.bind import BindError, Binding, Location, bind
 from policyc.runtime.bound import BoundPlan
 from policyc.runtime.locate import ArmingOptions, Refusal, locate, location_of
-from policyc.runtime.needs import Needs, check_permissions, event_commands, needs_of
+from policyc.runtime.needs import Needs, announce_vcpus, check_permissions, event_commands, needs_of
 from policyc.runtime.procedure import (
     Pause,
     Procedure,
@@ -52,6 +54,9 @@ __all__ = ["Armed", "arm", "disarm", "guard_vcpu"]
 MAX_REWALKS = 3
 MAX_STOPS = 3
 """How often vCPUs are stopped for arming; the last stop may take longer than the limit."""
+
+EXCLUSIVE = frozenset({EventKind.BREAKPOINT})
+"""Events that a v7 kernel refuses to switch to what they are."""
 
 STOP_PAUSE = 0.05
 """Seconds that the guest runs between two of them."""
@@ -96,15 +101,18 @@ def _arm(plan: Plan, dialect: Dialect, options: ArmingOptions) -> Procedure[Arme
     denied = yield from check_permissions(dialect, needs)
     if denied:
         return Refusal("the VMM doesn't allow what the plan needs", denied)
-    count = yield from vcpu_count()
-    if count is None:
-        return Refusal("the kernel doesn't say how many vCPUs the guest has")
     maker = (yield from maker_of(0)) if needs_maker(plan, dialect, needs) else None
     if plan.cpu != maker:
         plan = replace(plan, cpu="any")
     found = yield from locate(plan, options)
     if isinstance(found, Refusal):
         return found
+    # Not earlier: a vCPU that comes into being from now on is held until the guest is armed, and a kernel that is still
+    # booting waits for its processors.
+    yield from announce_vcpus(dialect)
+    count = yield from vcpu_count()
+    if count is None:
+        return Refusal("the kernel doesn't say how many vCPUs the guest has")
     vcpus = frozenset(range(count))
     location, started = yield from location_of(found, vcpus)
     binding = yield from _bind(plan, location, options)
@@ -161,8 +169,14 @@ def disarm(bound: BoundPlan) -> Procedure[tuple[str, ...]]:
 
 
 def guard_vcpu(plan: Plan, vcpu: int) -> Procedure[tuple[str, ...]]:
-    """Switch the plan's events on for one more vCPU; returns what the kernel refused, in words."""
-    results = yield from ask_all(event_commands(needs_of(plan), vcpu))
+    """Switch the plan's events on for one more vCPU, which stands still; returns what the kernel refused, in words.
+
+    It may have them already: v7 sends CREATE_VCPU and then the PAUSE event that was asked for earlier. Its BREAKPOINT
+    can't be switched on twice, so all that can't be is switched off first, and whether it was on doesn't matter.
+    """
+    needs = needs_of(plan)
+    yield from ask_all(ControlEvents(vcpu, kind, False) for kind in needs.kinds if kind in EXCLUSIVE)
+    results = yield from ask_all(event_commands(needs, vcpu))
     return tuple(str(result) for result in results if isinstance(result, Refused))
 
 
@@ -174,7 +188,9 @@ def _read_again(
     plan: Plan, found: KernelFound, binding: Binding, vcpus: frozenset[int], options: ArmingOptions
 ) -> Procedure[Binding | Refusal]:
     """Make sure that what was translated while the vCPUs ran still holds: page tables, and where IDTs and GDTs lie."""
-    location, _ = yield from location_of(found, vcpus)
+    location, started = yield from location_of(found, vcpus)
+    # One that was started just before it was asked to pause runs on until it does; a later one never begins to.
+    yield Pause(started)
     for _ in range(MAX_REWALKS):
         if location == binding.location and not (yield from _changed(binding)):
             return binding

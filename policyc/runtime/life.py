@@ -168,7 +168,8 @@ def _watch_vcpus(state: State, known: int) -> Procedure[None]:
             if count is not None and count > known:
                 new = range(known, count)
                 known = count
-                fact = f"vCPUs {new.start} to {new.stop - 1} are new, and ran unguarded for up to {VCPU_POLL:g} seconds"
+                which = f"vCPUs {new.start} to {new.stop - 1} are" if len(new) > 1 else f"vCPU {new.start} is"
+                fact = f"{which} new, and ran unguarded for up to {VCPU_POLL:g} seconds"
                 yield Emit(StateRecord(state.phase.value, fact, "high"))
                 yield from ask_all(PauseVcpu(vcpu) for vcpu in new)
         except TimedOutError:

@@ -31,7 +31,7 @@ from policyc.plan.model import EventKey, Plan
 from policyc.runtime.mechanisms import MECHANISMS
 from policyc.runtime.procedure import Procedure, Sleep, ask, ask_all
 
-__all__ = ["Needs", "check_permissions", "event_commands", "needs_of", "unsupported_rules"]
+__all__ = ["Needs", "announce_vcpus", "check_permissions", "event_commands", "needs_of", "unsupported_rules"]
 
 PERMISSION_RETRIES = 10
 PERMISSION_PAUSE = 0.05
@@ -115,9 +115,13 @@ def check_permissions(dialect: Dialect, needs: Needs) -> Procedure[tuple[str, ..
         if any(result.errno != ErrorCode.EPERM for result in refused) or attempt == PERMISSION_RETRIES - 1:
             return tuple(lacking)
         yield Sleep(PERMISSION_PAUSE)
+    return ()
+
+
+def announce_vcpus(dialect: Dialect) -> Procedure[None]:
+    """Have the kernel announce each vCPU before its first instruction, where it can."""
     if EventKind.CREATE_VCPU in dialect.events:
         yield from ask(ControlVmEvents(EventKind.CREATE_VCPU, enable=True))
-    return ()
 
 
 def event_commands(needs: Needs, vcpu: int, *, enable: bool = True) -> Sequence[Command]:

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from policyc.emulator.console import COMMANDS, Console, ConsoleError, parse
+from policyc.emulator.console import COMMANDS, Console, ConsoleCommand, ConsoleError, parse
 from policyc.emulator.console_input import ConsoleInput
 from policyc.emulator.routines import ROUTINES, Kind
 from policyc.emulator.script import Script
@@ -24,14 +24,29 @@ def test_nothing_to_do(line: str) -> None:
 
 def test_commands_and_routines() -> None:
     for word in COMMANDS:
-        if word not in ("attack", "act"):
+        if word not in ("attack", "act", "online", "offline", "dma"):
             command = parse(f" {word}  # now", ROUTINES)
             assert command is not None
             assert (command.word, command.routine) == (word, None)
     for name, routine in ROUTINES.items():
         command = parse(f"{routine.kind.value} {name}", ROUTINES)
         assert command is not None
-        assert command.routine is routine
+        assert command.routine == routine
+        assert parse(f"{routine.kind.value} {name} @3", ROUTINES) == ConsoleCommand(command.word, routine.on(3))
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("online 3", ConsoleCommand("online", number=3)),
+        ("hangup 25", ConsoleCommand("hangup", number=25)),
+        ("hangup", ConsoleCommand("hangup")),
+        ("dma jiffies 00ff", ConsoleCommand("dma", symbol="jiffies", data=b"\x00\xff")),
+        ("dma sys_call_table+0x8 90", ConsoleCommand("dma", symbol="sys_call_table", offset=8, data=b"\x90")),
+    ],
+)
+def test_commands_that_take_something(line: str, command: ConsoleCommand) -> None:
+    assert parse(line, ROUTINES) == command
 
 
 @pytest.mark.parametrize(
@@ -42,6 +57,13 @@ def test_commands_and_routines() -> None:
         ("act straddle", f"no such act: 'straddle'; there are {ACTS}"),
         ("act", f"`act` takes one name: {ACTS}"),
         ("quit now", "`quit` takes nothing after it"),
+        ("attack xchg @x", "@ stands before the number of a vCPU"),
+        ("online", "`online` takes the number of a vCPU"),
+        ("offline -1", "`offline` takes the number of a vCPU"),
+        ("hangup 1 2", "`hangup` takes a number of messages, or nothing"),
+        ("dma jiffies", "`dma` takes a symbol and bytes in hexadecimal, such as `sys_call_table+0x8 9090`"),
+        ("dma jiffies+q 90", "`dma` takes a symbol and bytes in hexadecimal, such as `sys_call_table+0x8 9090`"),
+        ("dma jiffies 9", "`dma` takes a symbol and bytes in hexadecimal, such as `sys_call_table+0x8 9090`"),
         ("x" * 2000, "a line has at most 1024 characters"),
         ("\x1b[31mhi", "no such command: '\\x1b[31mhi'; there are " + ", ".join(COMMANDS)),
     ],
@@ -54,22 +76,23 @@ def test_lines_that_are_not_understood(line: str, message: str) -> None:
 
 def run(name: str, *, as_json: bool) -> str:
     out = io.StringIO()
-    Console(out, as_json=as_json).result(SmallMachine.boot().run_routine(name))
+    Console(out, as_json=as_json).result(SmallMachine.boot().run_routine(name), ROUTINES[name].kind.value)
     return out.getvalue()
 
 
 def test_a_result_in_words() -> None:
     assert run("straddle", as_json=False) == (
         "attack straddle: changed, guarded_object-0x4 aaaaaaaa04000000 -> 0141414141414141, returned, 0 events, "
-        "167 instructions\n"
+        "203 instructions\n"
     )
-    assert run("hypercall", as_json=False) == "act hypercall: done, returned, 0 events, 157 instructions\n"
+    assert run("hypercall", as_json=False) == "act hypercall: done, returned -1000, 0 events, 193 instructions\n"
 
 
 def test_a_result_for_programs() -> None:
     assert json.loads(run("straddle", as_json=True)) == {
         "kind": "attack",
         "name": "straddle",
+        "vcpu": 0,
         "outcome": "changed",
         "target": "guarded_object-0x4",
         "before": "aaaaaaaa04000000",
@@ -77,7 +100,7 @@ def test_a_result_for_programs() -> None:
         "fault": None,
         "returned": 0,
         "jiffies": [0, 0],
-        "instructions": 167,
+        "instructions": 203,
         "events": 0,
     }
 
@@ -144,6 +167,7 @@ def test_a_line_waits_for_the_routine_before_it_but_not_for_ever() -> None:
     assert json.loads(out.getvalue()) == {
         "kind": "attack",
         "name": "straddle",
+        "vcpu": 0,
         "outcome": "lost",
         "reason": "the machine was reset",
     }

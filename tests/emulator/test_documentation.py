@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from policyc.emulator.console import COMMANDS
+from policyc.emulator.defects import QUIRKS
 from policyc.emulator.routines import ROUTINES
 
 TEXT = (Path(__file__).parents[2] / "docs" / "emulator.md").read_text("utf-8")
@@ -18,7 +19,16 @@ def test_every_routine_has_its_row() -> None:
     ]
 
 
+def test_every_quirk_has_its_row() -> None:
+    table = TEXT.split("| Quirk |")[1].split("A report")[0]
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| ([^|]*?) \|$", table, re.MULTILINE))
+    assert rows == {quirk.value: what for quirk, what in QUIRKS.items()}
+
+
 def test_every_command_is_named() -> None:
     assert set(
-        re.findall(r"`(\w+)(?: NAME)?`", TEXT.split("Lines on standard input")[1].split("The exit status")[0])
+        re.findall(
+            r"`(\w+)(?: NAME| N| SYMBOL\+OFFSET HEX)?`(?=[^|]*\|)",
+            TEXT.split("Lines on standard input")[1].split("A line waits")[0],
+        )
     ) == set(COMMANDS)

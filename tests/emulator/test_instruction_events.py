@@ -139,7 +139,7 @@ def place(tool: ScriptedTool, at: int, content: bytes) -> int:
     machine = tool.machine
     machine.memory.write(machine.gpa(at), content)
     machine.write_int("routine_request", at)
-    machine.kick()
+    machine.kick(0)
     return at
 
 

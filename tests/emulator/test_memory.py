@@ -20,6 +20,9 @@ class Observer:
     def content_changed(self, frames: range) -> None:
         self.heard.append(frames)
 
+    def code_found(self, gfn: int) -> None:
+        self.heard.append(f"code in {gfn}")
+
 
 @pytest.mark.parametrize("size", [0, -1, 4096, SIZE + 1, RAM_LIMIT + SIZE])
 def test_sizes_that_no_guest_has(size: int) -> None:
@@ -51,8 +54,10 @@ def test_observers_hear_of_writes_and_rights() -> None:
     memory.write(Gpa(0x1FFF), b"\1\2")
     memory.restrict([(3, 1), (4, 5)])
     memory.announce(range(7, 8), origin=one)
+    memory.mark_code(9, origin=one)
+    memory.mark_code(9, origin=other)
     assert one.heard == [range(1, 3), "rights"]
-    assert other.heard == [range(1, 3), "rights", range(7, 8)]
+    assert other.heard == [range(1, 3), "rights", range(7, 8), "code in 9"]
 
 
 def test_rights_are_set_and_lifted() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from policyc.addresses import Gva
-from policyc.emulator.introspection import Behaviour
+from policyc.emulator.defects import Quirk
 from policyc.emulator.routines import ROUTINES, Kind, Memory
 from policyc.kvmi import (
     V7,
@@ -181,7 +181,7 @@ def test_a_legitimate_patch_comes_from_memcpy_called_by_text_poke(dialect: Diale
         assert isinstance(each, Event)
         events = tool.reply(each)
     result = tool.finish(run)
-    assert (result.changed, result.events) == (True, 5)
+    assert (result.changed, result.events) == (True, 6)
     machine.tick()
     tool.pump()
     assert machine.read_int("jump_label_hits") == 2
@@ -253,7 +253,7 @@ def test_crash_ends_the_machine_and_nothing_was_written(dialect: Dialect) -> Non
 
 
 def test_a_vmm_that_goes_on_after_crash_lets_the_fault_repeat() -> None:
-    tool = ScriptedTool(V12, behaviour=Behaviour(crash_ignored=True))
+    tool = ScriptedTool(V12, quirks=[Quirk.CRASH_IGNORED])
     tool.restrict("guarded_object", R)
     _, event = tool.caught("straddle")
     (again,) = tool.reply(event, Action.CRASH)
@@ -351,7 +351,7 @@ def test_an_exception_whose_frame_cannot_be_pushed_is_an_event_too(dialect: Dial
 
 
 def test_deaf_frames_let_writes_pass_while_every_reply_says_success() -> None:
-    tool = ScriptedTool(V7, behaviour=Behaviour(deaf_frames=True))
+    tool = ScriptedTool(V7, quirks=[Quirk.V7_GFN_BIT1])
     machine = tool.machine
     deaf = {
         name: machine.gpa(machine.symbol(symbol) + offset) >> 13 & 1 for name, (_, symbol, offset) in WRITES.items()
@@ -371,7 +371,7 @@ def test_deaf_frames_let_writes_pass_while_every_reply_says_success() -> None:
 
 def test_every_memory_target_is_covered() -> None:
     targets = {name for name, routine in ROUTINES.items() if isinstance(routine.target, Memory)}
-    assert targets - set(WRITES) == {"execute", "read", "int3", "read-gdtr", "hypercall-flood"}
+    assert targets - set(WRITES) == {"execute", "read", "int3", "read-gdtr", "hypercall-flood", "dma"}
 
 
 def test_an_interrupt_frame_is_reported_with_rip_on_the_instruction(dialect: Dialect) -> None:

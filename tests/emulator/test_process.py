@@ -253,7 +253,7 @@ def test_a_tool_sees_the_boot_from_its_first_instruction(dialect: Dialect, tmp_p
     """Connected before the guest runs: no LSTAR yet, and the write that sets it is an event."""
     path = tmp_path / "tool.sock"
     with listening(path) as server:
-        guest = GuestThread(options(path, dialect=dialect.name, firmware=3600.0, settle=60.0))
+        guest = GuestThread(options(path, dialect=dialect.name, boot=3600.0, settle=60.0))
         tool = SocketTool(server)
         tool.greet()
         before = tool.ask(GetRegisters(0, (0xC000_0082,)))

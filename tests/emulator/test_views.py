@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from policyc.addresses import Gfn, Gpa, gfn_of, page_offset
-from policyc.emulator.introspection import Behaviour
 from policyc.kvmi import (
     DONE,
     V7,
@@ -30,7 +29,7 @@ VMFUNC = bytes.fromhex("31c0 b901000000 0f01d4 b84d000000 c3")
 
 @pytest.fixture
 def tool() -> ScriptedTool:
-    return ScriptedTool(V7, behaviour=Behaviour(views=True))
+    return ScriptedTool(V7, views=True)
 
 
 def page_of(tool: ScriptedTool, symbol: str) -> Gpa:
@@ -53,7 +52,7 @@ def test_the_version_tells_of_them(tool: ScriptedTool) -> None:
 
 
 def test_an_amd_host_has_none() -> None:
-    tool = ScriptedTool(V7, cpu="amd", behaviour=Behaviour(views=True))
+    tool = ScriptedTool(V7, cpu="amd", views=True)
     assert tool.greeting[1] == Negotiated(V7, Features(), 8184)
     assert tool.refused(SetEptView(0, 1)) == -95
     assert tool.refused(ControlEptView(0, 1, True)) == -22

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from policyc.emulator.defects import Quirk
 from policyc.emulator.deliver import Delivery
-from policyc.emulator.introspection import Behaviour
 from policyc.emulator.routines import ROUTINES, Run
 from policyc.emulator.small_machine import TIMER_VECTOR
 from policyc.kvmi import V7, V12, CpuidData, Dialect, EventKind, TrapData
@@ -142,7 +142,7 @@ def test_crash__a_guest_that_runs_on_is_denied(dialect: Dialect) -> None:
     guest = GuardedMachine(
         "text: crash write to kernel .text cr: on cr4 crash agent: on hypercall 34/24 crash",
         dialect,
-        behaviour=Behaviour(crash_ignored=True),
+        quirks={Quirk.CRASH_IGNORED},
     )
     assert not guest.run("inline-hook").changed
     assert kinds(guest) == [EventKind.PF, EventKind.PF]
@@ -157,7 +157,7 @@ def test_crash__a_guest_that_runs_on_is_denied(dialect: Dialect) -> None:
 
 
 def test_crash__where_nothing_else_holds_the_guest_up_it_is_answered_again() -> None:
-    guest = GuardedMachine("leaf: on cpuid 0 crash", V7, behaviour=Behaviour(crash_ignored=True))
+    guest = GuardedMachine("leaf: on cpuid 0 crash", V7, quirks={Quirk.CRASH_IGNORED})
     for _ in range(3):
         guest.run("cpuid")
     actions = [event.data.function for event in guest.events if isinstance(event.data, CpuidData)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TypeVar
 
 from policyc.addresses import Gpa, page_offset
-from policyc.emulator.introspection import Behaviour, Introspection
+from policyc.emulator.defects import Quirk
+from policyc.emulator.introspection import Introspection
 from policyc.emulator.routines import ROUTINES, RoutineResult, Run
 from policyc.emulator.small_machine import SmallMachine
 from policyc.kvmi import (
@@ -46,9 +48,12 @@ class ScriptedTool:
         machine: SmallMachine | None = None,
         *,
         cpu: str = "intel",
-        behaviour: Behaviour | None = None,
+        quirks: Collection[Quirk] = (),
+        commands: Collection[type[Command]] | None = None,
+        events: Collection[EventKind] | None = None,
         secret: bytes | None = None,
         answer: bytes | None = None,
+        views: bool = False,
     ) -> None:
         self.dialect = dialect
         self.machine = machine or SmallMachine.boot(cpu=cpu, slide=0x1240_0000)
@@ -60,7 +65,16 @@ class ScriptedTool:
             Gpa(self.machine.memory.size) if newer else None,
             form=HelloForm.V12 if newer else HelloForm.V7,
         )
-        self.session = Introspection(self.machine, dialect, hello, secret=secret, behaviour=behaviour or Behaviour())
+        self.session = Introspection(
+            self.machine,
+            dialect,
+            hello,
+            secret=secret,
+            quirks=quirks,
+            commands=commands,
+            events=events,
+            views=views,
+        )
         self.connection = ToolConnection()
         self.greeting: list[ToolEvent] = []
         self._exchange(self.greeting)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from policyc.addresses import Gpa
 from policyc.compiler.options import CheckOptions
 from policyc.compiler.pipeline import compile_policies
 from policyc.diagnostics import Source
+from policyc.emulator.defects import Quirk
 from policyc.emulator.image import small_system_map
-from policyc.emulator.introspection import Behaviour, Introspection
+from policyc.emulator.introspection import Introspection
 from policyc.emulator.routines import ROUTINES, RoutineResult, Run
 from policyc.emulator.small_machine import SmallMachine
 from policyc.guest.readers import build_profile
@@ -33,7 +36,7 @@ class GuardedMachine:
         records: what the enforcer has written since.
     """
 
-    def __init__(self, policy: str, dialect: Dialect, *, behaviour: Behaviour | None = None) -> None:
+    def __init__(self, policy: str, dialect: Dialect, *, quirks: Collection[Quirk] = ()) -> None:
         options = CheckOptions(target=dialect.name, cpu="intel", accept_hot_pages=True)
         result = compile_policies([Source("p.policy", policy)], build_profile(small_system_map().encode()), options)
         assert result.plan is not None, [diagnostic.message for diagnostic in result.diagnostics]
@@ -41,7 +44,7 @@ class GuardedMachine:
         newer = dialect.name == "kvmi-v12"
         form, end = (HelloForm.V12, Gpa(self.machine.memory.size)) if newer else (HelloForm.V7, None)
         hello = Hello(bytes(range(16)), "small", 1_700_000_000, end, form=form)
-        self.session = Introspection(self.machine, dialect, hello, behaviour=behaviour or Behaviour())
+        self.session = Introspection(self.machine, dialect, hello, quirks=quirks)
         self.state = State(result.plan)
         self.events: list[Event] = []
         self.records: list[Record] = []

@@ -7,15 +7,15 @@ turns its loop has made, differs. Which bytes a difference is in says what it is
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from struct import Struct
 
 from policyc.addresses import Gpa
-from policyc.emulator.introspection import Behaviour, Introspection
+from policyc.emulator.defects import Quirk
+from policyc.emulator.introspection import Introspection
 from policyc.kvmi import (
     V7,
-    V12,
     BreakpointData,
     Command,
     Dialect,
@@ -66,8 +66,8 @@ def compare(
     conversation: Conversation,
     guest: RecordedGuest,
     *,
-    commands: Iterable[type[Command]] | None = None,
-    events: Iterable[EventKind] | None = None,
+    commands: Collection[type[Command]] | None = None,
+    events: Collection[EventKind] | None = None,
     ordered: bool = False,
     until: EventKind | None = None,
 ) -> list[Difference]:
@@ -87,8 +87,8 @@ class _Comparison:
         self,
         dialect: Dialect,
         guest: RecordedGuest,
-        commands: Iterable[type[Command]] | None,
-        events: Iterable[EventKind] | None,
+        commands: Collection[type[Command]] | None,
+        events: Collection[EventKind] | None,
         *,
         ordered: bool,
     ) -> None:
@@ -100,7 +100,7 @@ class _Comparison:
             guest,
             dialect,
             Hello(bytes(16)),
-            behaviour=Behaviour(deaf_frames=dialect is V7, crash_ignored=dialect is V12, fetches_twice=True),
+            quirks={Quirk.FETCHES_TWICE, Quirk.V7_GFN_BIT1 if dialect is V7 else Quirk.CRASH_IGNORED},
             commands=commands,
             events=events,
             clock=lambda: self.messages * _MESSAGE_SECONDS,

@@ -57,6 +57,29 @@ ENDF \sym
     sysvec 0xfe, asm_sysvec_error_interrupt
     sysvec 0xff, asm_sysvec_spurious_apic_interrupt
 
+# Between the two roots of a task, where it has two; the kernel's GS is loaded.
+.macro SWITCH_TO_KERNEL_CR3
+    testb $1, %gs:PCPU_KPTI
+    jz 78f
+    pushq %rax
+    movq %cr3, %rax
+    btrq $USER_ROOT_BIT, %rax
+    movq %rax, %cr3
+    popq %rax
+78:
+.endm
+
+.macro SWITCH_TO_USER_CR3
+    testb $1, %gs:PCPU_KPTI
+    jz 79f
+    pushq %rax
+    movq %cr3, %rax
+    btsq $USER_ROOT_BIT, %rax
+    movq %rax, %cr3
+    popq %rax
+79:
+.endm
+
 .macro PUSH_REGS
     cld
     pushq %rdi
@@ -77,12 +100,14 @@ ENDF \sym
     testb $3, PT_CS(%rsp)
     jz 77f
     swapgs
+    SWITCH_TO_KERNEL_CR3
 77:
 .endm
 
 .macro POP_REGS_AND_IRET
     testb $3, PT_CS(%rsp)
     jz 77f
+    SWITCH_TO_USER_CR3
     swapgs
 77: popq %r15
     popq %r14
@@ -114,7 +139,11 @@ FUNC irq_common
     PUSH_REGS
     movq PT_VECTOR(%rsp), %rdi
     call do_interrupt
-    POP_REGS_AND_IRET
+    testb $3, PT_CS(%rsp)
+    jz 1f
+    call serve_mailbox                      # a task that never yields keeps nobody from being served
+    cli
+1:  POP_REGS_AND_IRET
 ENDF irq_common
 
 # RAX is the number; RDI, RSI, RDX the arguments. RCX and R11 hold the user's RIP and flags.
@@ -122,6 +151,7 @@ FUNC entry_SYSCALL_64
     swapgs
     movq %rsp, %gs:PCPU_SCRATCH
     movq %gs:PCPU_STACK, %rsp
+    SWITCH_TO_KERNEL_CR3
     pushq %rcx
     pushq %r11
     pushq %gs:PCPU_SCRATCH
@@ -129,10 +159,24 @@ FUNC entry_SYSCALL_64
     popq %rdx
     popq %r11
     popq %rcx
+    SWITCH_TO_USER_CR3
     movq %rdx, %rsp
     swapgs
     sysretq
 ENDF entry_SYSCALL_64
+
+# Into the task, from a stack that its page tables have.
+FUNC enter_task
+    movq %gs:PCPU_STACK, %rsp
+    pushq $__USER_DS
+    pushq task_rsp(%rip)
+    pushq task_flags(%rip)
+    pushq $__USER_CS
+    pushq task_rip(%rip)
+    SWITCH_TO_USER_CR3
+    swapgs
+    iretq
+ENDF enter_task
 
 FUNC do_syscall_64
     cmpq $NR_syscalls, %rax

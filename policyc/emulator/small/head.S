@@ -12,6 +12,10 @@ FUNC startup_64
     movq BOOT_RAM_BYTES(%rsi), %rdx
     movq %rax, image_gpa(%rip)
     movq %rdx, ram_bytes(%rip)
+    movq BOOT_CPUS(%rsi), %rdx
+    movq %rdx, boot_cpus(%rip)
+    movq BOOT_KPTI(%rsi), %rdx
+    movq %rdx, (fixed_percpu_data + PCPU_KPTI)(%rip)
 
     # phys_base as Linux keeps it: add it to a kernel address less START_KERNEL_MAP, and the result is physical.
     leaq _text(%rip), %rcx
@@ -20,21 +24,85 @@ FUNC startup_64
     subq %rcx, %rax
     movq %rax, phys_base(%rip)
 
-    movl $MSR_EFER, %ecx            # before page tables that use NX
-    rdmsr
-    orl $(EFER_SCE | EFER_NX), %eax
-    wrmsr
-
+    call efer_init
     call map_kernel
     call map_direct
     call map_module
     call map_user
+    call map_entry
+    call load_root
+
+    call idt_setup_traps
+    leaq gdt_page(%rip), %rdi
+    leaq cpu_tss_rw(%rip), %rsi
+    leaq fixed_percpu_data(%rip), %rdx
+    leaq ist_stacks(%rip), %r8
+    leaq task_stack_top(%rip), %r9
+    call cpu_init
+    incq cpu_online(%rip)
+    call smp_init
+
+    movl $SYSTEM_RUNNING, system_state(%rip)
+    jmp cpu_startup_entry
+ENDF startup_64
+
+# Every other processor, from the trampoline: RBX is its number. It brings its registers up from what INIT leaves.
+FUNC secondary_startup_64
+    imulq $(AREA_PAGES * PAGE_SIZE), %rbx, %r15
+    leaq (secondary_areas - AREA_PAGES * PAGE_SIZE)(%rip), %rax
+    addq %rax, %r15
+    leaq ((AREA_PAGES - 1) * PAGE_SIZE)(%r15), %rsp
+    call efer_init
+    call load_root
+    cld
+    leaq gdt_page(%rip), %rsi
+    movq %r15, %rdi
+    movl $(gdt_page_end - gdt_page), %ecx
+    rep movsb
+    movq %r15, %rdi
+    leaq AREA_TSS(%r15), %rsi
+    leaq AREA_PERCPU(%r15), %rdx
+    leaq PAGE_SIZE(%r15), %r8
+    leaq (6 * PAGE_SIZE)(%r15), %r9
+    movq %rbx, PCPU_CPU(%rdx)
+    movq $0, PCPU_DYING(%rdx)
+    movq (fixed_percpu_data + PCPU_KPTI)(%rip), %rax
+    movq %rax, PCPU_KPTI(%rdx)
+    call cpu_init
+
+    leaq cpu_online(%rip), %rax
+    movq $1, (%rax, %rbx, 8)
+    xorl %edx, %edx                         # whoever started this processor waits for an interrupt
+    movl $RESCHEDULE_VECTOR, %eax
+    movl $MSR_X2APIC_ICR, %ecx
+    wrmsr
+    jmp cpu_startup_entry
+ENDF secondary_startup_64
+
+FUNC efer_init
+    movl $MSR_EFER, %ecx                    # before page tables that use NX
+    rdmsr
+    orl $(EFER_SCE | EFER_NX), %eax
+    wrmsr
+    ret
+ENDF efer_init
+
+FUNC load_root
     leaq init_top_pgt(%rip), %rdi
     call __phys_addr
     movq %rax, %cr3
+    ret
+ENDF load_root
 
+# RDI: GDT, RSI: TSS, RDX: per-CPU data, R8: IST stacks, R9: top of the stack for system calls.
+FUNC cpu_init
     call load_segments
-    call idt_setup_traps
+    call load_current_idt
+    movl $GDT_TSS, %eax
+    ltr %ax
+    movq %rdx, %rax
+    movl $MSR_GS_BASE, %ecx
+    call wrmsr64
     call syscall_init
 
     movq %cr4, %rax
@@ -43,10 +111,8 @@ FUNC startup_64
     movq %cr0, %rax
     btsq $CR0_WP_BIT, %rax
     movq %rax, %cr0
-
-    movl $SYSTEM_RUNNING, system_state(%rip)
-    jmp cpu_startup_entry
-ENDF startup_64
+    ret
+ENDF cpu_init
 
 # The image in 4 KiB pages: text read and execute, rodata read only, the rest read and write.
 FUNC map_kernel
@@ -166,34 +232,84 @@ FUNC map_user
     ret
 ENDF map_user
 
+# With page-table isolation, user mode's root maps the task, and of the kernel what entering it takes: the entry code,
+# the tables that the processor reads, and the stacks that it pushes to.
+.macro CLONE first pages
+    leaq \first(%rip), %rsi
+    movl $\pages, %ecx
+    call clone_pages
+.endm
+
+FUNC map_entry
+    cmpq $0, (fixed_percpu_data + PCPU_KPTI)(%rip)
+    je 1f
+    movq init_top_pgt(%rip), %rax
+    movq %rax, (init_top_pgt + PAGE_SIZE)(%rip)
+    leaq level3_entry_pgt(%rip), %rdi
+    call __phys_addr
+    orq $PTE_TABLE, %rax
+    movq %rax, (init_top_pgt + PAGE_SIZE + 511 * 8)(%rip)
+    leaq level2_entry_pgt(%rip), %rdi
+    call __phys_addr
+    orq $PTE_TABLE, %rax
+    movq %rax, (level3_entry_pgt + 510 * 8)(%rip)
+    leaq level1_entry_pgt(%rip), %rdi
+    call __phys_addr
+    orq $PTE_TABLE, %rax
+    leaq _text(%rip), %rcx
+    shrq $21, %rcx
+    andl $511, %ecx
+    leaq level2_entry_pgt(%rip), %rdx
+    movq %rax, (%rdx, %rcx, 8)
+    CLONE __entry_text_start, __entry_text_pages
+    CLONE gdt_page, 1
+    CLONE idt_table, 1
+    CLONE cpu_tss_rw, 1
+    CLONE ist_stacks, 4
+    CLONE task_stack, 1
+1:  ret
+ENDF map_entry
+
+# RSI: an address in the image, ECX: pages. Map them in user mode's tables as in the kernel's.
+FUNC clone_pages
+    leaq _text(%rip), %rax
+    subq %rax, %rsi
+    shrq $12, %rsi
+    leaq level1_kernel_pgt(%rip), %rax
+    leaq (%rax, %rsi, 8), %rax
+    leaq level1_entry_pgt(%rip), %rdi
+    leaq (%rdi, %rsi, 8), %rdi
+    movq %rax, %rsi
+    rep movsq
+    ret
+ENDF clone_pages
+
+# RDI: GDT, RSI: TSS, RDX: per-CPU data, R8: IST stacks, R9: top of the stack for system calls.
 FUNC load_segments
-    leaq gdt_page(%rip), %rax
-    movw $(gdt_page_end - gdt_page - 1), early_gdt_descr(%rip)
-    movq %rax, (early_gdt_descr + 2)(%rip)
-
-    leaq cpu_tss_rw(%rip), %rax             # a 16-byte TSS descriptor: its base is spread over four fields
-    movw $(cpu_tss_rw_end - cpu_tss_rw - 1), (gdt_page + GDT_TSS)(%rip)
-    movw %ax, (gdt_page + GDT_TSS + 2)(%rip)
-    movq %rax, %rcx
+    movw $(cpu_tss_rw_end - cpu_tss_rw - 1), GDT_TSS(%rdi)
+    movw %si, (GDT_TSS + 2)(%rdi)           # a 16-byte TSS descriptor: its base is spread over four fields
+    movq %rsi, %rcx
     shrq $16, %rcx
-    movb %cl, (gdt_page + GDT_TSS + 4)(%rip)
-    movb $0x89, (gdt_page + GDT_TSS + 5)(%rip)
-    movb $0, (gdt_page + GDT_TSS + 6)(%rip)
-    movb %ch, (gdt_page + GDT_TSS + 7)(%rip)
+    movb %cl, (GDT_TSS + 4)(%rdi)
+    movb $0x89, (GDT_TSS + 5)(%rdi)
+    movb $0, (GDT_TSS + 6)(%rdi)
+    movb %ch, (GDT_TSS + 7)(%rdi)
     shrq $16, %rcx
-    movl %ecx, (gdt_page + GDT_TSS + 8)(%rip)
-
-    leaq task_stack_top(%rip), %rax
-    movq %rax, (cpu_tss_rw + 4)(%rip)
-    movq %rax, (fixed_percpu_data + PCPU_STACK)(%rip)
-    leaq ist_stacks(%rip), %rax
-    leaq (cpu_tss_rw + 36)(%rip), %rdi
+    movl %ecx, (GDT_TSS + 8)(%rdi)
+    movq %r9, 4(%rsi)
+    movq %r9, PCPU_STACK(%rdx)
+    leaq 36(%rsi), %r10
     movl $4, %ecx
-1:  addq $PAGE_SIZE, %rax
-    stosq
+1:  addq $PAGE_SIZE, %r8
+    movq %r8, (%r10)
+    addq $8, %r10
     loop 1b
 
-    lgdt early_gdt_descr(%rip)
+    subq $16, %rsp
+    movw $(gdt_page_end - gdt_page - 1), (%rsp)
+    movq %rdi, 2(%rsp)
+    lgdt (%rsp)
+    addq $16, %rsp
     movl $__KERNEL_DS, %eax
     movl %eax, %ss
     xorl %eax, %eax
@@ -207,7 +323,7 @@ FUNC load_segments
     lretq
 ENDF load_segments
 
-# Fill the IDT from idt_data and load it, with the task register and the per-CPU base.
+# Fill the IDT from idt_data.
 FUNC idt_setup_traps
     leaq idt_data(%rip), %rsi
     leaq idt_table(%rip), %rdi
@@ -230,12 +346,7 @@ FUNC idt_setup_traps
     jb 1b
     movw $(256 * 16 - 1), idt_descr(%rip)
     movq %rdi, (idt_descr + 2)(%rip)
-    lidt idt_descr(%rip)
-    movl $GDT_TSS, %eax
-    ltr %ax
-    leaq fixed_percpu_data(%rip), %rax
-    movl $MSR_GS_BASE, %ecx
-    jmp wrmsr64
+    ret
 ENDF idt_setup_traps
 
 FUNC syscall_init
@@ -260,10 +371,6 @@ FUNC wrmsr64
 ENDF wrmsr64
 
     .section .data, "aw"
-    .balign 8
-early_gdt_descr:
-    .word 0
-    .quad 0
     .balign 8
 idt_descr:
     .word 0

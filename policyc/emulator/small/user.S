@@ -1,4 +1,4 @@
-# The user task: asks for its process id, notes it, yields.
+# The user task: computes for as long as it was told to, asks for its process id, notes it, yields.
 
     .section .user.text, "ax"
 
@@ -8,7 +8,11 @@
     .set user_call_top, user_data + PAGE_SIZE / 2
 
 FUNC user_start
-1:  movl $__NR_getpid, %eax
+1:  cmpq $0, user_data + 8
+    je 2f
+    decq user_data + 8
+    jmp 1b
+2:  movl $__NR_getpid, %eax
     syscall
     movq %rax, user_data
     movl $__NR_sched_yield, %eax
