@@ -104,6 +104,16 @@ def decode(code: bytes) -> Instruction | None:
     return None
 
 
+def boundaries(code: bytes, address: int) -> set[int]:
+    """Where the instructions of `code` may begin, the first of them at `address`; behind one that is none, anywhere."""
+    begins = set()
+    end = address
+    for begin, size, _, _ in _disassembler().disasm_lite(code, address):
+        begins.add(begin)
+        end = begin + size
+    return begins | set(range(end, address + len(code)))
+
+
 def accesses(insn: Instruction, registers: Mapping[str, int]) -> list[Access]:
     """Everything the next step of the instruction reads and writes.
 

@@ -64,6 +64,8 @@ _CR0_TS: Final = 1 << 3
 _CR3_RESERVED: Final = 0x7FF0_0000_0000_0000
 _CR4_NEEDED: Final = 1 << 5  # PAE
 _CR4_MAX: Final = 1 << 25
+_ARITHMETIC_FLAGS: Final = 0x8D5
+_CARRY: Final = 1
 _EFER_SCE: Final = 1
 _EFER_BITS: Final = 0xFD01
 _CANONICAL_MSRS: Final = frozenset({0x175, 0x176, 0xC000_0082, 0xC000_0083, 0xC000_0100, 0xC000_0101, 0xC000_0102})
@@ -270,6 +272,23 @@ def _xsetbv(vcpu: Vcpu, _: Instruction) -> None:
         vcpu.report(EventKind.XSETBV, XsetbvData(index, old, new), vcpu.go_on)
 
 
+def _rdrand(vcpu: Vcpu, insn: Instruction) -> None:
+    """Random bits from the machine's own seed, so that the same calls give the same run."""
+    engine = vcpu.engine
+    name, bits = _whole_register(insn.registers[0])
+    kept = engine.get(name) & ~0xFFFF if bits == 16 else 0
+    engine.set(name, kept | vcpu.random.getrandbits(bits))
+    engine.set("rflags", engine.get("rflags") & ~_ARITHMETIC_FLAGS | _CARRY)
+    _skip(vcpu, insn.size)
+
+
+def _whole_register(name: str) -> tuple[str, int]:
+    """The 64-bit register that another is part of, and the bits of that part: 32 of them clear the others."""
+    if name[1].isdigit():
+        return name.rstrip("dw"), {"d": 32, "w": 16}.get(name[-1], 64)
+    return f"r{name[-2:]}", {"r": 64, "e": 32}.get(name[0], 16)
+
+
 def _syscall(vcpu: Vcpu, _: Instruction) -> None:
     if vcpu.engine.msr_read(MSR_EFER) & _EFER_SCE:
         enter_syscall(vcpu.engine)
@@ -284,5 +303,6 @@ _SENSITIVE: Final[Mapping[str, Callable[[Vcpu, Instruction], None]]] = {
     "cpuid": _cpuid,
     "xsetbv": _xsetbv,
     "syscall": _syscall,
+    "rdrand": _rdrand,
     **dict.fromkeys(_DESCRIPTORS, _descriptor),
 }

@@ -13,7 +13,22 @@ from typing import Final
 __all__ = ["SENSITIVE", "candidates"]
 
 SENSITIVE: Final = frozenset(
-    {"syscall", "clts", "wrmsr", "cpuid", "xsetbv", "sgdt", "sidt", "lgdt", "lidt", "sldt", "str", "lldt", "ltr"}
+    {
+        "syscall",
+        "clts",
+        "wrmsr",
+        "cpuid",
+        "xsetbv",
+        "sgdt",
+        "sidt",
+        "lgdt",
+        "lidt",
+        "sldt",
+        "str",
+        "lldt",
+        "ltr",
+        "rdrand",
+    }
 )
 """Mnemonics that stop the engine; so does MOV to a control register."""
 
@@ -21,11 +36,12 @@ _OPCODE: Final = re.compile(
     rb"\x0f(?:"
     rb"[\x05\x06\x22\x30\xa2]"  # syscall, clts, mov to cr, wrmsr, cpuid
     rb"|\x01[\x00-\x1f\x40-\x5f\x80-\x9f\xd1]"  # sgdt sidt lgdt lidt xsetbv
+    rb"|\xc7[\xf0-\xf7]"  # rdrand
     rb"|\x00[\x00-\x1f\x40-\x5f\x80-\x9f\xc0-\xdf]"  # sldt str lldt ltr
     rb")",
     re.DOTALL,
 )
-_CUT_OFF: Final = re.compile(rb"\x0f[\x00\x01]?\Z", re.DOTALL)
+_CUT_OFF: Final = re.compile(rb"\x0f[\x00\x01\xc7]?\Z", re.DOTALL)
 _PREFIX: Final = frozenset({*range(0x40, 0x50), 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3})
 _PREFIXES_MAX: Final = 4
 _OPCODE_BYTES: Final = 3

@@ -7,8 +7,10 @@ that waits for an event reply does nothing but commands.
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING, Final
 
+from policyc.emulator.bus import EMPTY_BUS
 from policyc.emulator.deliver import Delivery, deliver
 from policyc.emulator.engine import VECTORS_WITH_CODE, Engine
 from policyc.emulator.exits import leave
@@ -20,6 +22,7 @@ from policyc.kvmi import Action, EventData, EventKind, EventReplyData, PageAcces
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from policyc.emulator.bus import Bus
     from policyc.emulator.image import BootState
     from policyc.emulator.memory import Memory
 
@@ -46,12 +49,16 @@ class Vcpu:
         hooks: what the tool asked for.
         tool: who gets the events; None without a connection.
         waiting: the event that isn't answered yet.
+        random: what RDRAND gives.
+        takes_exception: is asked before an exception goes to the guest; what it takes, the guest never sees.
     """
 
-    def __init__(self, index: int, memory: Memory, cpu: str) -> None:
+    def __init__(self, index: int, memory: Memory, cpu: str, bus: Bus = EMPTY_BUS) -> None:
         self.index = index
         self.cpu = cpu
-        self.engine = Engine(memory, cpu)
+        self.engine = Engine(memory, cpu, bus)
+        self.random = Random(index)
+        self.takes_exception: Callable[[Delivery], bool] | None = None
         self.halted = False
         self.dead: Shutdown | None = None
         self.xcr0 = 1
@@ -156,6 +163,8 @@ class Vcpu:
 
     def deliver(self, delivery: Delivery) -> None:
         """Enter a handler of the guest, which is an event if its stack lies in a restricted frame."""
+        if self.takes_exception is not None and self.takes_exception(delivery):
+            return
         outcome = deliver(self.engine, delivery)
         if not isinstance(outcome, PageViolation):
             self.die(outcome)
