@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -21,16 +21,19 @@ ANSWER_TIMEOUT = 30.0
 class GuestProcess:
     """`policyc guest run`, started and spoken to.
 
+    Args:
+        guest: arguments that say which guest.
+
     Raises:
         CommandError: from `tell` and `expect`, where the guest ended or said nothing.
     """
 
-    def __init__(self, socket: Path, dialect: str) -> None:
+    def __init__(self, socket: Path, dialect: str, guest: Sequence[str] = ("--slide", "random")) -> None:
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "policyc", "guest", "run"),
-                *("--socket", str(socket), "--dialect", dialect, "--slide", "random", "--reconnect", "0.1"),
-                "--json",
+                *("--socket", str(socket), "--dialect", dialect, "--reconnect", "0.1", "--json"),
+                *guest,
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

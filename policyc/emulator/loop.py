@@ -6,7 +6,6 @@ When it has nothing to do, the process sleeps until the tool, the console, a sig
 
 from __future__ import annotations
 
-import random
 import selectors
 import signal
 import socket
@@ -18,11 +17,10 @@ from typing import TYPE_CHECKING, Final, TextIO
 from policyc.addresses import Gpa
 from policyc.emulator.console import Console
 from policyc.emulator.console_input import ConsoleInput
-from policyc.emulator.image import SLIDE_ALIGNMENT, SLIDE_LIMIT
 from policyc.emulator.introspection import Behaviour, Introspection
 from policyc.emulator.link import Link
+from policyc.emulator.machines import new_machine
 from policyc.emulator.script import Script
-from policyc.emulator.small_machine import SmallMachine
 from policyc.kvmi import DIALECTS, V12, Hello, HelloForm
 
 if TYPE_CHECKING:
@@ -51,7 +49,7 @@ class Loop:
         self._secret = secret
         self._out = Console(out, as_json=options.json)
         self._input = ConsoleInput(console)
-        self._machine: Machine = self._new_machine()
+        self._machine: Machine = new_machine(options)
         self._script = Script(self._machine.routines, options.attacks, self._out)
         self._started = int(time.time())
         self._link = Link(options.socket, options.reconnect) if options.socket is not None else None
@@ -117,14 +115,6 @@ class Loop:
         return max(min(times) - now, 0)
 
     # --- the machine ---
-
-    def _new_machine(self) -> Machine:
-        options = self._options
-        slide = options.slide
-        if slide is None:
-            slide = random.SystemRandom().randrange(0, SLIDE_LIMIT + 1, SLIDE_ALIGNMENT)
-        create = SmallMachine if options.firmware else SmallMachine.boot
-        return create(slide=slide, ram=options.ram_mib << 20, cpu=options.cpu)
 
     def _boot(self) -> None:
         if self._firmware_ends is not None:
@@ -267,7 +257,7 @@ class Loop:
     def _reset(self) -> None:
         self._drop("the machine was reset")
         self._script.forget("the machine was reset")
-        self._machine = self._new_machine()
+        self._machine = new_machine(self._options)
         self._started = int(time.time())
         if self._options.firmware:
             self._firmware_ends = time.monotonic() + self._options.firmware

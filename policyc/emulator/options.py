@@ -24,6 +24,8 @@ class GuestOptions:
         uuid, name: how the machine introduces itself.
         cookie_file: secret that the tool must know; None lets any tool in.
         reconnect: seconds between attempts to connect.
+        snapshot: folder of the Linux machine to continue; None runs the small guest.
+        workload: keep the Linux guest's shell busy.
         slide: kernel slide in bytes, a multiple of 2 MiB; None draws one.
         ram_mib: RAM in MiB.
         cpu: "intel" or "amd".
@@ -43,6 +45,8 @@ class GuestOptions:
     name: str = "small"
     cookie_file: Path | None = None
     reconnect: float = 10.0
+    snapshot: Path | None = None
+    workload: bool = False
     slide: int | None = 0
     ram_mib: int = 64
     cpu: str = "intel"

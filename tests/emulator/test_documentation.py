@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from policyc.emulator.console import COMMANDS
+from policyc.emulator.linux import attacks as linux_attacks
 from policyc.emulator.routines import ROUTINES
 
 TEXT = (Path(__file__).parents[2] / "docs" / "emulator.md").read_text("utf-8")
@@ -14,7 +15,8 @@ TEXT = (Path(__file__).parents[2] / "docs" / "emulator.md").read_text("utf-8")
 def test_every_routine_has_its_row() -> None:
     rows = re.findall(r"^\| `([\w-]+)` \| (attack|act) \| (.*?) \| `?(.*?)`? ?\|$", TEXT, re.MULTILINE)
     assert rows == [
-        (routine.name, routine.kind.value, routine.what, str(routine.target or "")) for routine in ROUTINES.values()
+        (routine.name, routine.kind.value, routine.what, str(routine.target or ""))
+        for routine in (*ROUTINES.values(), *linux_attacks.ROUTINES.values())
     ]
 
 
