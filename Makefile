@@ -48,8 +48,8 @@ clean: ## remove caches and built packages
 	rm -rf build dist policyc.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
-distclean: clean ## also remove .venv
-	rm -rf $(VENV)
+distclean: clean ## also remove .venv and the guests that were built
+	rm -rf $(VENV) .guests
 
 define run-checks
 set -e; \

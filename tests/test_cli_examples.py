@@ -14,8 +14,8 @@ from policyc.cli.main import COMMANDS
 from tests.support.policyc_command import call_policyc
 from tests.support.small_kernel import SYSTEM_MAP, write_small_kernel
 
-WAITING = {("run",), ("guest", "run"), ("guest", "replay"), ("doctor",)}
-"""Commands that wait for a peer: tests of their own run them, and here their examples are parsed only."""
+WAITING = {("run",), ("guest", "run"), ("guest", "replay"), ("guest", "build-linux"), ("doctor",)}
+"""Commands that wait for a peer or for packages: tests of their own run them, and here their examples are parsed."""
 
 Words = tuple[str, ...]
 

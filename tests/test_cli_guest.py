@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from policyc.emulator.image import small_system_map
+from policyc.emulator.linux import attacks as linux_attacks
 from policyc.emulator.routines import ROUTINES
 from policyc.guest.readers import build_profile
 from policyc.guest.store import load
@@ -53,6 +54,41 @@ def test_attacks__lists_them_all(tmp_path: Path) -> None:
     assert (ran.code, ran.err) == (0, "")
     shown = [line.split(maxsplit=2) for line in ran.out.splitlines()]
     assert shown == [[routine.kind.value, name, routine.what] for name, routine in ROUTINES.items()]
+
+
+def test_attacks__lists_those_of_a_linux_guest(tmp_path: Path) -> None:
+    ran = call_policyc("guest", "attacks", "--linux", cwd=tmp_path)
+    shown = [line.split(maxsplit=2) for line in ran.out.splitlines()]
+    assert shown == [[routine.kind.value, name, routine.what] for name, routine in linux_attacks.ROUTINES.items()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["d", "--slide", "random"], "--slide is for the small guest: a snapshot has its own"),
+        (["d", "--cpu", "amd"], "--cpu is for the small guest: a snapshot has its own"),
+        (["--workload"], "the small guest has no shell: name the folder of a Linux guest"),
+        (["d", "--attack", "xchg"], "the guest knows no attack or act `xchg`"),
+        (["--attack", "core-pattern"], "the guest knows no attack or act `core-pattern`"),
+    ],
+)
+def test_run__refuses_what_its_guest_cant_be_told(tmp_path: Path, arguments: list[str], problem: str) -> None:
+    ran = call_policyc("guest", "run", *arguments, cwd=tmp_path)
+    assert (ran.code, ran.out) == (2, "")
+    assert problem in ran.err
+
+
+def test_run__says_where_there_is_no_snapshot(tmp_path: Path) -> None:
+    ran = run_policyc("guest", "run", "nowhere", cwd=tmp_path)
+    assert ran == Ran(2, "nowhere/manifest.json: No such file or directory\n", "")
+
+
+def test_build_linux__says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ran = call_policyc("guest", "build-linux", "-o", "linux", cwd=tmp_path)
+    assert (ran.code, ran.out) == (2, "")
+    assert "the guest is built from Debian's packages, and there is no apt-get here" in ran.err
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_attacks__as_json(tmp_path: Path) -> None:

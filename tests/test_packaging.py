@@ -73,6 +73,7 @@ def test_wheel__has_every_module_and_data_file(wheel: Path) -> None:
         "policyc/guest/schema/*.json",
         "policyc/plan/schema/*.json",
         "policyc/emulator/small/*",
+        "policyc/emulator/linux/attacker/*",
     ],
 )
 def test_wheel__has_data_files(wheel: Path, pattern: str) -> None:

@@ -22,19 +22,19 @@ class GuestProcess:
     """`policyc guest run`, started and spoken to.
 
     Args:
-        arguments: what else it is told on its command line.
+        arguments: which guest, and what else it is told on its command line.
 
     Raises:
         CommandError: from `tell` and `expect`, where the guest ended or said nothing.
     """
 
     def __init__(self, socket: Path, dialect: str, *arguments: str) -> None:
+        guest = arguments if arguments and not arguments[0].startswith("-") else ("--slide", "random", *arguments)
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "policyc", "guest", "run"),
-                *("--socket", str(socket), "--dialect", dialect, "--slide", "random", "--reconnect", "0.1"),
-                "--json",
-                *arguments,
+                *("--socket", str(socket), "--dialect", dialect, "--reconnect", "0.1", "--json"),
+                *guest,
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +17,11 @@ from policyc.cli.atomic_file import write_atomically
 from policyc.cli.command_table import examples
 from policyc.cli.exit_codes import CommandError, ExitCode
 from policyc.cli.guest_replay import command as replay
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from policyc.emulator.routines import Routine
 
 __all__ = ["command"]
 
@@ -26,6 +32,7 @@ QUIRK_NAMES = ("v7-gfn-bit1", "amd-msr", "crash-ignored", "hook-busy", "fetches-
 """Spelt out, so that help needs no emulator; a test holds both against its tables."""
 
 MAX_RAM_MIB = 1024
+DEFAULT_RAM_MIB = 64
 
 SECONDS = click.FloatRange(0.0, 3600.0, min_open=True)
 
@@ -35,7 +42,8 @@ def command() -> None:
     """Run a guest that speaks KVMI, without KVM.
 
     It connects to the tool's socket as QEMU does, and behind it real x86-64 code runs on real page tables whose rights
-    are enforced. The guest is small: a kernel, and a module that attacks it. Needs no root and no /dev/kvm.
+    are enforced. The guest is small, a kernel and a module that attacks it, or a real Linux kernel from Debian's
+    packages. Needs no root and no /dev/kvm.
     """
 
 
@@ -45,8 +53,10 @@ def command() -> None:
     epilog=examples(
         "policyc guest run --socket /run/policyc/guest.sock",
         "policyc guest run --socket /run/policyc/guest.sock --dialect v12 --slide random --attack syscall-hook --once",
+        "policyc guest run .guests/linux --workload --socket /run/policyc/guest.sock",
     ),
 )
+@click.argument("folder", metavar="[DIR]", required=False)
 @click.option(
     "--socket", metavar="PATH", help="The UNIX socket that the tool listens on; without it the guest is alone."
 )
@@ -75,10 +85,15 @@ def command() -> None:
 @click.option("--settle", type=SECONDS, default=3.0, show_default=True, help="Seconds after which it is done untold.")
 @click.option("--reconnect", type=SECONDS, default=10.0, show_default=True, help="Seconds between two attempts.")
 @click.option("--cookie-file", metavar="FILE", help="A secret that the tool must know.")
-@click.option("--name", default="small", show_default=True, help="How the machine introduces itself.")
+@click.option("--name", metavar="NAME", help="How the machine introduces itself; `small` or `linux` without it.")
 @click.option("--cpu", type=click.Choice(["intel", "amd"]), default="intel", show_default=True, help="Whose processor.")
 @click.option(
-    "--ram", type=click.IntRange(16, MAX_RAM_MIB), default=64, show_default=True, metavar="MIB", help="Its memory."
+    "--ram",
+    type=click.IntRange(16, MAX_RAM_MIB),
+    default=DEFAULT_RAM_MIB,
+    show_default=True,
+    metavar="MIB",
+    help="Its memory.",
 )
 @click.option("--tick", type=SECONDS, default=0.01, show_default=True, help="Seconds between two timer interrupts.")
 @click.option("--vcpus", type=click.IntRange(1, 8), default=1, show_default=True, help="How many vCPUs it has.")
@@ -95,6 +110,7 @@ def command() -> None:
     metavar="SECONDS",
     help="Connect at power-on, that long before the kernel is loaded; 0 boots it first.",
 )
+@click.option("--workload", is_flag=True, help="Keep the shell of a Linux guest busy.")
 @click.option(
     "--hello", type=click.Choice(HELLOS), help="How the VMM introduces it; as goes with the dialect without it."
 )
@@ -127,6 +143,7 @@ def command() -> None:
 @click.option("--views", is_flag=True, help="Let the tool switch EPT views; on intel, in v7.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of sentences.")
 def run(
+    folder: str | None,
     socket: str | None,
     dialect: str,
     slide: str,
@@ -135,7 +152,7 @@ def run(
     settle: float,
     reconnect: float,
     cookie_file: str | None,
-    name: str,
+    name: str | None,
     cpu: str,
     ram: int,
     tick: float,
@@ -152,9 +169,12 @@ def run(
     quirks: tuple[str, ...],
     record: str | None,
     views: bool,
+    workload: bool,
     as_json: bool,
 ) -> int:
     """Run the guest until it is told to end.
+
+    Without DIR it is the small guest; with one that `policyc guest build-linux` made, the Linux kernel in it.
 
     It reads lines from standard input, `help` among them, and says what it did. Once the tool has armed, it does what
     --attack says; without one it does everything there is, unless it has been spoken to.
@@ -169,8 +189,22 @@ def run(
     if find_spec("unicorn") is None:
         fact = "the guest needs the Unicorn engine, which isn't installed"
         raise CommandError(ExitCode.USAGE, fact, help="pip install 'policyc[guest]'")
+    _check_fits(
+        folder,
+        {
+            "--slide": slide != "0",
+            "--boot": boot,
+            "--cpu": cpu != "intel",
+            "--ram": ram != DEFAULT_RAM_MIB,
+            "--vcpus": vcpus != 1,
+            "--online": online is not None,
+            "--seed": seed,
+            "--kpti": kpti,
+        },
+        workload=workload,
+    )
     for attack in attacks:
-        _check_attack(attack)
+        _check_attack(attack, linux=folder is not None)
     for seconds in (settle, reconnect, tick, boot, handshake_timeout, unhook_timeout):
         # Not a number compares as if it were in every range.
         if not isfinite(seconds):
@@ -180,7 +214,9 @@ def run(
     options = GuestOptions(
         socket=Path(socket) if socket is not None else None,
         dialect=DIALECTS[dialect],
-        name=name,
+        name=name or ("small" if folder is None else "linux"),
+        snapshot=Path(folder) if folder is not None else None,
+        workload=workload,
         cookie_file=Path(cookie_file) if cookie_file is not None else None,
         reconnect=reconnect,
         slide=_slide(slide),
@@ -211,13 +247,13 @@ def run(
 @command.command(
     "attacks",
     short_help="list what it can be told to do",
-    epilog=examples("policyc guest attacks", "policyc guest attacks --format json"),
+    epilog=examples("policyc guest attacks", "policyc guest attacks --linux", "policyc guest attacks --format json"),
 )
+@click.option("--linux", is_flag=True, help="Of a Linux guest instead of the small one.")
 @click.option("--format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="For whom.")
-def attacks(format: str) -> ExitCode:
+def attacks(linux: bool, format: str) -> ExitCode:
     """List what the guest can be told to do: attacks that a policy should stop, and acts that it should not."""
-    from policyc.emulator.routines import ROUTINES
-
+    routines = _routines(linux=linux)
     if format == "json":
         listed = [
             {
@@ -226,12 +262,12 @@ def attacks(format: str) -> ExitCode:
                 "what": routine.what,
                 "target": str(routine.target or "") or None,
             }
-            for name, routine in ROUTINES.items()
+            for name, routine in routines.items()
         ]
         click.echo(json.dumps({"routines": listed}, indent=2))
         return ExitCode.OK
-    width = max(map(len, ROUTINES))
-    for name, routine in ROUTINES.items():
+    width = max(map(len, routines))
+    for name, routine in routines.items():
         click.echo(f"{routine.kind.value:6}  {name:{width}}  {routine.what}")
     return ExitCode.OK
 
@@ -269,13 +305,71 @@ def profile(output: str) -> ExitCode:
 command.add_command(replay)
 
 
-def _check_attack(name: str) -> None:
+@command.command(
+    "build-linux",
+    short_help="build a Linux guest from Debian's packages",
+    epilog=examples(
+        "policyc guest build-linux -o .guests/linux",
+        "policyc guest build-linux -o .guests/linux --kernel-package linux-image-6.1.0-56-cloud-amd64 --boots 3",
+    ),
+)
+@click.option("-o", "--output", required=True, metavar="DIR", help="Where the snapshot goes.")
+@click.option("--kernel-package", metavar="NAME", help="Instead of the newest kernel for virtual machines.")
+@click.option("--seed", type=click.IntRange(1, 1 << 30), default=1, show_default=True, help="Of the boot's randomness.")
+@click.option(
+    "--boots",
+    type=click.IntRange(1, 16),
+    default=1,
+    show_default=True,
+    help="Boot with so many seeds, and see that the kernel moves; the first is kept.",
+)
+def build_linux(output: str, kernel_package: str | None, seed: int, boots: int) -> ExitCode:
+    """Build a Linux guest: boot a Debian kernel once, in software, and keep the machine as it is then.
+
+    apt fetches a kernel for virtual machines, busybox, and QEMU if it isn't installed, into a folder of its own:
+    nothing is installed, no root needed. The same packages and the same seed give the same snapshot, byte for byte. Its
+    symbol table is DIR/kallsyms, for `policyc profile`.
+    """
+    from policyc.emulator.linux.build import DEFAULT_KERNEL, Recipe, build
+    from policyc.emulator.linux.errors import BuildError, SnapshotError
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    recipe = Recipe(kernel=kernel_package or DEFAULT_KERNEL, seed=seed, boots=boots)
+    try:
+        build(Path(output).absolute(), recipe, say)
+    except (BuildError, SnapshotError, OSError) as error:
+        raise CommandError(ExitCode.USAGE, str(error)) from None
+    say(f"{shown_name(output)}: the snapshot of a Linux guest")
+    return ExitCode.OK
+
+
+def _routines(*, linux: bool) -> Mapping[str, Routine]:
+    from policyc.emulator.linux import attacks as linux_attacks
     from policyc.emulator.routines import ROUTINES
 
-    if name not in ROUTINES:
-        near = get_close_matches(name, ROUTINES, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else "`policyc guest attacks` lists what there is"
+    return linux_attacks.ROUTINES if linux else ROUTINES
+
+
+def _check_attack(name: str, *, linux: bool) -> None:
+    routines = _routines(linux=linux)
+    if name not in routines:
+        near = get_close_matches(name, routines, n=1)
+        listing = f"policyc guest attacks{' --linux' if linux else ''}"
+        hint = f"did you mean `{near[0]}`?" if near else f"`{listing}` lists what there is"
         raise CommandError(ExitCode.USAGE, f"the guest knows no attack or act `{name}`", help=hint)
+
+
+def _check_fits(folder: str | None, given: Mapping[str, object], *, workload: bool) -> None:
+    """Refuse what a guest of this kind can't be told; `given` is what only the small guest can."""
+    if folder is None:
+        if workload:
+            raise click.BadParameter("the small guest has no shell: name the folder of a Linux guest")
+        return
+    for option, is_given in given.items():
+        if is_given:
+            raise click.BadParameter(f"{option} is for the small guest: a snapshot has its own")
 
 
 def _slide(text: str) -> int | None:

@@ -145,6 +145,21 @@ def decode(code: bytes, bits: int = 64) -> Instruction | None:
     return None
 
 
+def boundaries(code: bytes, address: int) -> set[int]:
+    """Where the instructions of `code` may begin, the first of them at `address`; behind one that is none, anywhere.
+
+    It may be 64-bit or 32-bit code, so what begins one in either counts.
+    """
+    begins = set()
+    for bits in (64, 32):
+        end = address
+        for begin, size, _, _ in _disassembler(bits).disasm_lite(code, address):
+            begins.add(begin)
+            end = begin + size
+        begins.update(range(end, address + len(code)))
+    return begins
+
+
 def accesses(insn: Instruction, registers: Mapping[str, int]) -> list[Access]:
     """Everything the next step of the instruction reads and writes.
 

@@ -16,6 +16,7 @@ from unicorn import UC_HOOK_INSN, UC_HOOK_INSN_INVALID, UC_HOOK_INTR, UC_HOOK_TL
 from unicorn import x86_const as x86
 
 from policyc.addresses import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva
+from policyc.emulator.bus import EMPTY_BUS
 from policyc.emulator.codewatch import CodeWatch
 from policyc.emulator.context import GPR_NAMES, Context
 from policyc.emulator.decode import INSTRUCTION_MAX, Instruction, address_in_page, decode
@@ -34,12 +35,13 @@ from policyc.emulator.stops import (
     Stop,
 )
 from policyc.emulator.tlb import Reason, Refusal, Tlb
-from policyc.emulator.unicorn_setup import MSR_EFER, RegisterReader, open_engine
+from policyc.emulator.unicorn_setup import MSR_EFER, RegisterReader, connect, open_engine, prime
 from policyc.emulator.walk import FETCH, WRITE, Paging, translate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from policyc.emulator.bus import Bus
     from policyc.emulator.memory import Memory
 
 __all__ = ["VECTORS_WITH_CODE", "Engine"]
@@ -94,13 +96,15 @@ class Engine:
         LayoutError: the installed Unicorn isn't one that this works with.
     """
 
-    def __init__(self, memory: Memory, cpu: str = "intel") -> None:
+    def __init__(self, memory: Memory, cpu: str = "intel", bus: Bus = EMPTY_BUS) -> None:
         self.memory = memory
         self._uc = open_engine(memory.host_address, memory.size, cpu)
+        self._connection = connect(self._uc, bus)
         self._read = RegisterReader(self._uc)
         self.context = Context(self._uc, measure())
-        self._watch = CodeWatch(self._uc)
-        self._tlb = Tlb(self._uc, memory, self._watch)
+        prime(self._uc)
+        self._watch = CodeWatch(self._uc, self.read_virtual)
+        self._tlb = Tlb(self._uc, memory, self._watch, frozenset(bus.frames))
         self._interrupt: int | None = None
         self._invalid = False
         self._view = 0
@@ -112,6 +116,11 @@ class Engine:
         self._uc.hook_add(UC_HOOK_INSN_INVALID, self._undefined)
         self._uc.hook_add(UC_HOOK_INSN, self._output, None, 1, 0, x86.UC_X86_INS_OUT)
         memory.observe(self)
+
+    @property
+    def instructions_now(self) -> int:
+        """`instructions` as it is while the guest runs: for devices."""
+        return self.instructions + self.context.instructions
 
     def run(self, budget: int) -> Stop:
         """Run the guest from RIP until it needs attention, for at most `budget` instructions."""
@@ -326,6 +335,9 @@ class Engine:
             error = reason
         self.context.load()
         begun = self.context.instructions
+        if self._watch.hook_block():
+            self.instructions += begun
+            return None
         refusal = self._tlb.refusal
         if refusal is not None:
             self.instructions += begun if refusal.kind == FETCH else begun - 1

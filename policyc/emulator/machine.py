@@ -163,7 +163,7 @@ class Machine(ABC):
         return vcpu
 
     def send_ipi(self, sender: int, value: int) -> None:
-        """See `Bus`."""
+        """See `Board`."""
         command = command_of(value)
         if command is None:
             return
@@ -178,11 +178,11 @@ class Machine(ABC):
                     vcpu.signals.startup(command.vector)
 
     def startup_state(self, vector: int) -> BootState | None:
-        """See `Bus`: a guest that starts no processors has no place for them to begin at."""
+        """See `Board`: a guest that starts no processors has no place for them to begin at."""
         return None
 
     def output(self, port: int, size: int, value: int) -> None:
-        """See `Bus`: there is one device, which copies memory."""
+        """See `Board`: there is one device, which copies memory."""
         if (port, size) == (DMA_PORT, 4):
             transfer(self.memory, value)
 

@@ -122,6 +122,14 @@ class Memory:
         self._view[gpa : gpa + len(data)] = data
         self.announce(range(gpa >> PAGE_SHIFT, (gpa + len(data) + PAGE_SIZE - 1) >> PAGE_SHIFT))
 
+    def write_all(self, content: bytes) -> None:
+        """Fill RAM with an image of it, before anything runs on it.
+
+        Raises:
+            ValueError: the image has another size.
+        """
+        self._view[:] = content
+
     def restrict(self, entries: Iterable[tuple[int, int]], view: int = 0) -> None:
         """Set the rights of frames in a view; `ALL_RIGHTS` lifts the restriction. In force for all vCPUs on return."""
         kept = self.views[view].rights

@@ -30,6 +30,8 @@ class GuestOptions:
         handshake_timeout: seconds for the tool to answer the hello.
         unhook_timeout: seconds for the tool to leave when it is asked to.
         allow_commands, allow_events: what the VMM lets the tool use, by number or name; none of them is everything.
+        snapshot: folder of the Linux machine to continue; None runs the small guest.
+        workload: keep the Linux guest's shell busy.
         slide: kernel slide in bytes, a multiple of 2 MiB; None draws one.
         ram_mib: RAM in MiB.
         cpu: "intel" or "amd".
@@ -59,6 +61,8 @@ class GuestOptions:
     unhook_timeout: float = 60.0
     allow_commands: tuple[str, ...] = ()
     allow_events: tuple[str, ...] = ()
+    snapshot: Path | None = None
+    workload: bool = False
     slide: int | None = 0
     ram_mib: int = 64
     cpu: str = "intel"

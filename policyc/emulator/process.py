@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TextIO
 
-from policyc.emulator.routines import ROUTINES
+from policyc.emulator.linux.errors import SnapshotError
+from policyc.emulator.machines import routines_of
 
 if TYPE_CHECKING:
     from policyc.emulator.options import GuestOptions
@@ -27,7 +28,7 @@ def run_guest(options: GuestOptions, console: TextIO, out: TextIO) -> int:
         0; 1 if the machine ended by itself (a fault that nothing handles, or the tool's CRASH); 2 if it couldn't be
         started: the engine isn't installed, or an option can't be had.
     """
-    problem = next((f"no such routine: {name}" for name in options.attacks if name not in ROUTINES), None)
+    problem = next((f"no such routine: {name}" for name in options.attacks if name not in routines_of(options)), None)
     if problem is None:
         try:
             return _run(options, console, out)
@@ -35,7 +36,7 @@ def run_guest(options: GuestOptions, console: TextIO, out: TextIO) -> int:
             if error.name != "unicorn":
                 raise
             problem = "the guest needs the unicorn engine, which isn't installed: pip install 'policyc[guest]'"
-        except (OSError, ValueError) as error:
+        except (OSError, SnapshotError, ValueError) as error:
             problem = str(error)
     out.write(f"{problem}\n")
     return EXIT_UNUSABLE

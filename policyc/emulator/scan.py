@@ -14,7 +14,7 @@ __all__ = ["SENSITIVE", "candidates"]
 
 SENSITIVE: Final = frozenset(
     {
-        *("syscall", "sysenter", "clts", "lmsw", "wrmsr", "cpuid", "xsetbv", "invlpg"),
+        *("syscall", "sysenter", "clts", "lmsw", "wrmsr", "cpuid", "xsetbv", "invlpg", "rdrand"),
         *("sgdt", "sidt", "lgdt", "lidt", "sldt", "str", "lldt", "ltr"),
     }
 )
@@ -25,11 +25,12 @@ _OPCODE: Final = re.compile(
     rb"[\x05\x06\x22\x30\x34\xa2]"  # syscall, clts, mov to cr, wrmsr, sysenter, cpuid
     rb"|\x01[\x00-\x1f\x40-\x5f\x80-\x9f\xd1]"  # sgdt sidt lgdt lidt xsetbv
     rb"|\x01[\x30-\x3f\x70-\x7f\xb0-\xbf\xf0-\xf7]"  # lmsw invlpg
+    rb"|\xc7[\xf0-\xf7]"  # rdrand
     rb"|\x00[\x00-\x1f\x40-\x5f\x80-\x9f\xc0-\xdf]"  # sldt str lldt ltr
     rb")",
     re.DOTALL,
 )
-_CUT_OFF: Final = re.compile(rb"\x0f[\x00\x01]?\Z", re.DOTALL)
+_CUT_OFF: Final = re.compile(rb"\x0f[\x00\x01\xc7]?\Z", re.DOTALL)
 _PREFIX: Final = frozenset({*range(0x40, 0x50), 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3})
 _PREFIXES_MAX: Final = 4
 _OPCODE_BYTES: Final = 3

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["carry_out"]
 
 _LOW32: Final = 0xFFFF_FFFF
+_ARITHMETIC_FLAGS: Final = 0x8D5
+_CARRY: Final = 1
 _MASK: Final = (1 << 64) - 1
 _INVALID_OPCODE: Final = 6
 _GENERAL_PROTECTION: Final = 13
@@ -249,6 +251,23 @@ def _invlpg(vcpu: Vcpu, insn: Instruction) -> None:
     vcpu.engine.forget_large_page(operand.gva)
 
 
+def _rdrand(vcpu: Vcpu, insn: Instruction) -> None:
+    """Random bits from the machine's own seed, so that the same calls give the same run."""
+    engine = vcpu.engine
+    name, bits = _whole_register(insn.registers[0])
+    kept = engine.get(name) & ~0xFFFF if bits == 16 else 0
+    engine.set(name, kept | vcpu.random.getrandbits(bits))
+    engine.set("rflags", engine.get("rflags") & ~_ARITHMETIC_FLAGS | _CARRY)
+    _skip(vcpu, insn.size)
+
+
+def _whole_register(name: str) -> tuple[str, int]:
+    """The 64-bit register that another is part of, and the bits of that part: 32 of them clear the others."""
+    if name[1].isdigit():
+        return name.rstrip("dw"), {"d": 32, "w": 16}.get(name[-1], 64)
+    return f"r{name[-2:]}", {"r": 64, "e": 32}.get(name[0], 16)
+
+
 def _vmfunc(vcpu: Vcpu, insn: Instruction) -> None:
     """EPTP switching by the guest, to views that the tool has made visible."""
     engine = vcpu.engine
@@ -276,6 +295,7 @@ _SENSITIVE: Final[Mapping[str, Callable[[Vcpu, Instruction], None]]] = {
     "xsetbv": _xsetbv,
     "syscall": _syscall,
     "vmfunc": _vmfunc,
+    "rdrand": _rdrand,
     "sysenter": _sysenter,
     "invlpg": _invlpg,
     **dict.fromkeys(_DESCRIPTORS, _descriptor),

@@ -122,7 +122,7 @@ class SmallMachine(Machine):
         self.vcpus[0].halted = False
 
     def startup_state(self, vector: int) -> BootState | None:
-        """See `Bus`: a processor begins at the page that the vector names, on the loader's page tables."""
+        """See `Board`: a processor begins at the page that the vector names, on the loader's page tables."""
         return replace(self._firmware, rip=Gva(vector << PAGE_SHIFT))
 
     @property

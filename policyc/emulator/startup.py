@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from policyc.emulator.image import BootState
 
-__all__ = ["Bus", "Signals", "Startup"]
+__all__ = ["Board", "Signals", "Startup"]
 
 
 class Startup(Enum):
@@ -22,7 +22,7 @@ class Startup(Enum):
     WAITING_FOR_SIPI = auto()
 
 
-class Bus(Protocol):
+class Board(Protocol):
     """What a vCPU reaches of the machine that it is in."""
 
     def send_ipi(self, sender: int, value: int) -> None:

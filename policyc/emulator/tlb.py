@@ -65,6 +65,9 @@ class Refusal(NamedTuple):
 class Tlb:
     """The TLB of one engine.
 
+    Args:
+        devices: guest physical addresses of frames outside RAM that the engine has registers at.
+
     Attributes:
         paging: registers as they were when the run began. What changes them leaves the guest first, except for the
             privilege level and RFLAGS.AC, which are read for each page.
@@ -76,8 +79,9 @@ class Tlb:
         refusal: the first page refused since `begin`.
     """
 
-    def __init__(self, uc: Uc, memory: Memory, watch: CodeWatch) -> None:
+    def __init__(self, uc: Uc, memory: Memory, watch: CodeWatch, devices: frozenset[int]) -> None:
         self._uc = uc
+        self._devices = devices
         self._read = RegisterReader(uc)
         self._memory = memory
         self._watch = watch
@@ -135,7 +139,7 @@ class Tlb:
             return self._grant(entry, page, frame, kind, rights)
         if kind == FETCH:
             return self._refuse(Reason.NO_CODE_THERE, kind, page, frame)
-        entry.paddr = NOWHERE_FRAME
+        entry.paddr = frame if frame in self._devices else NOWHERE_FRAME
         entry.perms = rights & ~FETCH
         return True
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from ctypes import byref, c_uint64
-from typing import Final
+from ctypes import CFUNCTYPE, byref, c_int, c_size_t, c_uint64, c_void_p
+from typing import TYPE_CHECKING, Final
 
 from unicorn import (
     UC_ARCH_X86,
     UC_CTL_IO_WRITE,
     UC_CTL_TLB_FLUSH,
+    UC_ERR_OK,
+    UC_HOOK_EDGE_GENERATED,
     UC_HOOK_INSN,
+    UC_HOOK_TLB_FILL,
     UC_MODE_64,
     UC_PROT_ALL,
     UC_TLB_VIRTUAL,
@@ -18,7 +21,24 @@ from unicorn import (
 from unicorn import x86_const as x86
 from unicorn.unicorn_py3.unicorn import uclib
 
-__all__ = ["BLIND_FRAME", "CPU_MODELS", "MSR_EFER", "NOWHERE_FRAME", "RegisterReader", "flush_tlb", "open_engine"]
+from policyc.emulator.bus import EMPTY_BUS
+
+if TYPE_CHECKING:
+    from unicorn.unicorn import uc_tlb_entry
+
+    from policyc.emulator.bus import Bus, Registers
+
+__all__ = [
+    "BLIND_FRAME",
+    "CPU_MODELS",
+    "MSR_EFER",
+    "NOWHERE_FRAME",
+    "RegisterReader",
+    "connect",
+    "flush_tlb",
+    "open_engine",
+    "prime",
+]
 
 NOWHERE_FRAME: Final = 1 << 40
 """Where guest physical addresses without RAM lead: reads give ones, writes are lost, as on a bus without a device."""
@@ -34,6 +54,7 @@ _INITIAL_FPU: Final = (
     (x86.UC_X86_REG_MXCSR, 0x1F80),
 )
 """What KVM gives a new vCPU: the state that FNINIT leaves, and MXCSR as after a reset."""
+_JUMPS: Final = b"\xeb\x00\xeb\x00\xeb\x00\xf4"
 
 MSR_EFER: Final = 0xC000_0080
 _LONG_MODE: Final = 0x500  # EFER.LME and LMA
@@ -74,7 +95,6 @@ def open_engine(address: int, size: int, cpu: str = "intel") -> Uc:
     uc.mmio_map(NOWHERE_FRAME, _PAGE, _read_nothing, None, _write_nothing, None)
     uc.mem_map(BLIND_FRAME, _PAGE, UC_PROT_ALL)
     uc.mem_write(BLIND_FRAME, _HLT * _PAGE)
-    uc.hook_add(UC_HOOK_INSN, _input_nothing, None, 1, 0, x86.UC_X86_INS_IN)
     uc.ctl_exits_enabled(True)
     uc.reg_write(x86.UC_X86_REG_CR4, _CR4_PAE)
     uc.msr_write(MSR_EFER, _LONG_MODE)
@@ -82,6 +102,51 @@ def open_engine(address: int, size: int, cpu: str = "intel") -> Uc:
     for register, value in _INITIAL_FPU:
         uc.reg_write(register, value)
     return uc
+
+
+def connect(uc: Uc, bus: Bus = EMPTY_BUS) -> object:
+    """Put the devices of a bus behind an engine; what is returned has to live as long as the engine."""
+    for address, device in bus.frames.items():
+        _map_registers(uc, address, device)
+
+    def read_port(_uc: Uc, port: int, size: int, _: object) -> int:
+        return bus.read_port(port, size)
+
+    def write_port(_uc: Uc, port: int, size: int, value: int, _: object) -> None:
+        bus.write_port(port, size, value)
+
+    uc.hook_add(UC_HOOK_INSN, read_port, None, 1, 0, x86.UC_X86_INS_IN)
+    uc.hook_add(UC_HOOK_INSN, write_port, None, 1, 0, x86.UC_X86_INS_OUT)
+    return _hook_time_stamp(uc, bus) if bus.time_stamp() is not None else None
+
+
+def prime(uc: Uc) -> None:
+    """Run a few blocks, since Unicorn tells of a new block only once another has run before it.
+
+    Raises:
+        RuntimeError: it doesn't tell even then.
+    """
+    told: list[int] = []
+
+    def show_blind_frame(_uc: Uc, _gva: int, _access: int, entry: uc_tlb_entry, _: object) -> bool:
+        entry.paddr = BLIND_FRAME
+        entry.perms = UC_PROT_ALL
+        return True
+
+    hooks = (
+        uc.hook_add(UC_HOOK_TLB_FILL, show_blind_frame),
+        uc.hook_add(UC_HOOK_EDGE_GENERATED, lambda _uc, block, _previous, _data: told.append(block.pc)),
+    )
+    uc.mem_write(BLIND_FRAME, _JUMPS)
+    uc.emu_start(0, 0, count=len(_JUMPS))
+    for hook in hooks:
+        uc.hook_del(hook)
+    uc.mem_write(BLIND_FRAME, _HLT * len(_JUMPS))
+    uc.reg_write(x86.UC_X86_REG_RIP, 0)
+    uc.ctl_flush_tb()
+    flush_tlb(uc)
+    if not told:
+        raise RuntimeError("this Unicorn doesn't tell of the blocks that it translates")
 
 
 def flush_tlb(uc: Uc) -> None:
@@ -97,5 +162,30 @@ def _write_nothing(_uc: Uc, _offset: int, _size: int, _value: int, _: object) ->
     return None
 
 
-def _input_nothing(_uc: Uc, _port: int, size: int, _: object) -> int:
-    return (1 << 8 * size) - 1
+def _map_registers(uc: Uc, address: int, device: Registers) -> None:
+    def read(_uc: Uc, offset: int, size: int, _: object) -> int:
+        return device.read(offset, size)
+
+    def write(_uc: Uc, offset: int, size: int, value: int, _: object) -> None:
+        device.write(offset, size, value)
+
+    uc.mmio_map(address, _PAGE, read, None, write, None)
+
+
+def _hook_time_stamp(uc: Uc, bus: Bus) -> object:
+    """RDTSC, which the library can hook and its Python binding refuses to."""
+
+    def read(_handle: object, _: object) -> int:
+        value = bus.time_stamp() or 0
+        uc.reg_write(x86.UC_X86_REG_RAX, value & 0xFFFF_FFFF)
+        uc.reg_write(x86.UC_X86_REG_RDX, value >> 32)
+        return 1  # it has been executed
+
+    callback = CFUNCTYPE(c_int, c_void_p, c_void_p)(read)
+    hook = c_size_t()
+    status = uclib.uc_hook_add(
+        uc._uch, byref(hook), UC_HOOK_INSN, callback, None, c_uint64(1), c_uint64(0), c_int(x86.UC_X86_INS_RDTSC)
+    )
+    if status != UC_ERR_OK:
+        raise RuntimeError(f"Unicorn refuses a hook on RDTSC: error {status}")
+    return callback

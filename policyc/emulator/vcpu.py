@@ -8,20 +8,23 @@ that waits for an event reply does nothing but commands.
 from __future__ import annotations
 
 from functools import partial
+from random import Random
 from typing import TYPE_CHECKING, Final
 
+from policyc.emulator.bus import EMPTY_BUS
 from policyc.emulator.deliver import Delivery, deliver
 from policyc.emulator.engine import VECTORS_WITH_CODE, Engine
 from policyc.emulator.exits import leave
 from policyc.emulator.hooks import Hooks, Injection, Tool, Waiting
 from policyc.emulator.registers import write_registers
-from policyc.emulator.startup import Bus, Signals, Startup
+from policyc.emulator.startup import Board, Signals, Startup
 from policyc.emulator.stops import BudgetSpent, PageViolation, Shutdown, Stop
 from policyc.kvmi import Action, EventData, EventKind, EventReplyData, PageAccess, PfData, SinglestepData, TrapData
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from policyc.emulator.bus import Bus
     from policyc.emulator.image import BootState
     from policyc.emulator.memory import Memory
 
@@ -37,7 +40,8 @@ class Vcpu:
     """A vCPU on the machine's memory.
 
     Args:
-        bus: the machine; None for a vCPU whose guest talks to nothing.
+        board: the machine; None for a vCPU whose guest talks to no other.
+        bus: the machine's devices.
 
     Attributes:
         index: as KVMI numbers it.
@@ -51,23 +55,33 @@ class Vcpu:
         hooks: what the tool asked for.
         tool: who gets the events; None without a connection.
         waiting: the event that isn't answered yet.
+        random: what RDRAND gives.
+        takes_exception: is asked before an exception goes to the guest; what it takes, the guest never sees.
     """
 
     def __init__(
-        self, index: int, memory: Memory, cpu: str, bus: Bus | None = None, startup: Startup = Startup.RUNNING
+        self,
+        index: int,
+        memory: Memory,
+        cpu: str,
+        board: Board | None = None,
+        startup: Startup = Startup.RUNNING,
+        bus: Bus = EMPTY_BUS,
     ) -> None:
         self.index = index
         self.cpu = cpu
-        self.engine = Engine(memory, cpu)
+        self.engine = Engine(memory, cpu, bus)
         self.startup = startup
         self.signals = Signals()
+        self.random = Random(index)
+        self.takes_exception: Callable[[Delivery], bool] | None = None
         self.halted = False
         self.dead: Shutdown | None = None
         self.xcr0 = 1
         self.hooks = Hooks()
         self.tool: Tool | None = None
         self.waiting: Waiting | None = None
-        self._bus = bus
+        self._board = board
         self._interrupts: set[int] = set()
         self._undelivered: Delivery | None = None
 
@@ -90,8 +104,8 @@ class Vcpu:
 
     def send_ipi(self, value: int) -> None:
         """The guest wrote to the interrupt command register."""
-        if self._bus is not None:
-            self._bus.send_ipi(self.index, value)
+        if self._board is not None:
+            self._board.send_ipi(self.index, value)
 
     @property
     def started(self) -> bool:
@@ -142,8 +156,8 @@ class Vcpu:
         if outputs:
             self.engine.outputs = []
             for port, size, value in outputs:
-                if self._bus is not None:
-                    self._bus.output(port, size, value)
+                if self._board is not None:
+                    self._board.output(port, size, value)
 
     def serve(self) -> None:
         """Carry out the commands that were queued; a vCPU between INIT and its start-up interrupt does nothing."""
@@ -202,6 +216,8 @@ class Vcpu:
 
     def deliver(self, delivery: Delivery) -> None:
         """Enter a handler of the guest, which is an event if its stack lies in a restricted frame."""
+        if self.takes_exception is not None and self.takes_exception(delivery):
+            return
         outcome = deliver(self.engine, delivery)
         if not isinstance(outcome, PageViolation):
             self.die(outcome)
@@ -278,7 +294,7 @@ class Vcpu:
             self.startup = Startup.WAITING_FOR_SIPI
         vector = self.signals.take_startup()
         if vector is not None:
-            state = self._bus.startup_state(vector) if self._bus is not None else None
+            state = self._board.startup_state(vector) if self._board is not None else None
             if self.startup is Startup.WAITING_FOR_SIPI and state is not None:
                 self.start(state)
                 self.startup = Startup.RUNNING

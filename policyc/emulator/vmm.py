@@ -5,18 +5,16 @@ Nothing here waits: the loop says what time it is. Source for the life of a conn
 
 from __future__ import annotations
 
-import random
 import time
 from typing import TYPE_CHECKING, Final
 
 from policyc.emulator.allowance import allowed_commands, allowed_events
 from policyc.emulator.console import ConsoleError
 from policyc.emulator.greeting import hello_of
-from policyc.emulator.image import SLIDE_ALIGNMENT, SLIDE_LIMIT
 from policyc.emulator.introspection import Introspection
 from policyc.emulator.link import Link
 from policyc.emulator.machine import MachineError
-from policyc.emulator.small_machine import SmallMachine
+from policyc.emulator.machines import new_machine
 from policyc.emulator.startup import Startup
 from policyc.kvmi import DIALECTS
 
@@ -26,31 +24,10 @@ if TYPE_CHECKING:
     from policyc.emulator.options import GuestOptions
     from policyc.emulator.recording import Recorder
 
-__all__ = ["Vmm", "new_machine"]
+__all__ = ["Vmm"]
 
 _LATE_MAX: Final = 1.0
 """Seconds of missed timer ticks that are caught up with; what is older is let go."""
-
-
-def new_machine(options: GuestOptions) -> Machine:
-    """A machine as the options want it, booted or waiting to be.
-
-    Raises:
-        ValueError: there can't be such a machine.
-    """
-    slide = options.slide
-    if slide is None:
-        slide = random.SystemRandom().randrange(0, SLIDE_LIMIT + 1, SLIDE_ALIGNMENT)
-    create = SmallMachine if options.boot else SmallMachine.boot
-    return create(
-        slide=slide,
-        ram=options.ram_mib << 20,
-        cpu=options.cpu,
-        vcpus=options.vcpus,
-        online=options.online,
-        seed=options.seed,
-        kpti=options.kpti,
-    )
 
 
 class Vmm:

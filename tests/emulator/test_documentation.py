@@ -7,6 +7,7 @@ from pathlib import Path
 
 from policyc.emulator.console import COMMANDS
 from policyc.emulator.defects import QUIRKS
+from policyc.emulator.linux import attacks as linux_attacks
 from policyc.emulator.routines import ROUTINES
 
 TEXT = (Path(__file__).parents[2] / "docs" / "emulator.md").read_text("utf-8")
@@ -15,7 +16,8 @@ TEXT = (Path(__file__).parents[2] / "docs" / "emulator.md").read_text("utf-8")
 def test_every_routine_has_its_row() -> None:
     rows = re.findall(r"^\| `([\w-]+)` \| (attack|act) \| (.*?) \| `?(.*?)`? ?\|$", TEXT, re.MULTILINE)
     assert rows == [
-        (routine.name, routine.kind.value, routine.what, str(routine.target or "")) for routine in ROUTINES.values()
+        (routine.name, routine.kind.value, routine.what, str(routine.target or ""))
+        for routine in (*ROUTINES.values(), *linux_attacks.ROUTINES.values())
     ]
 
 

@@ -42,6 +42,8 @@ SENSITIVE = {
     "lidt [rip+disp]": "0f011d00000000",
     "lidt [gs:rbx]": "650f011b",
     "sldt ax": "0f00c0",
+    "rdrand rax": "480fc7f0",
+    "rdrand r9w": "66410fc7f1",
     "str [rbx]": "0f000b",
     "lldt ax": "0f00d0",
     "ltr word [r8]": "410f0018",

@@ -13,7 +13,7 @@ CODES = tuple(
     bytes.fromhex(code)
     for code in (
         *("0f05", "0f06", "0f22c0", "0f22df", "0f30", "0fa2", "0f01d1", "0f0103", "0f014b08"),
-        *("0f0193000000f0", "0f019c2400100000", "0f00c0", "0f000b", "0f0018"),
+        *("0f0193000000f0", "0f019c2400100000", "0f00c0", "0f000b", "0f0018", "0fc7f0", "0fc7f7"),
     )
 )
 PREFIXES = st.lists(st.sampled_from([0x66, 0x67, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65, 0xF2, 0xF3]), max_size=2)

@@ -1,0 +1,120 @@
+"""How fast the emulator runs a real Linux kernel, and what it costs to have its text and rodata guarded.
+
+Two machines are continued from one snapshot and let run the same ticks with the same busy shell, in turn and several
+rounds each: one alone, one with every frame of the kernel's text and rodata restricted as a tool restricts them. An
+access that the rights forbid would end the program: a kernel at work makes none. Both run the same instructions, so
+what counts is the ratio of their times within a round; the rate against the processor's time moves with the machine.
+The snapshot is what `policyc guest build-linux -o .guests/linux` makes.
+
+    python benchmarks/linux_guest.py [--quick] [DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from policyc.addresses import PAGE_SIZE, gfn_of
+from policyc.emulator.linux.machine import TICK_NS, LinuxMachine
+from policyc.emulator.linux.snapshot import Snapshot, load_snapshot
+from policyc.emulator.vcpu import Vcpu
+from policyc.emulator.walk import FETCH, READ
+from policyc.kvmi import EventData, EventKind
+
+SECTIONS = (("_text", "_etext"), ("__start_rodata", "__end_rodata"))
+"""First symbol and last symbol; rodata stays executable, since the vDSO lies in it."""
+
+SETTLED = 300
+"""Ticks before a measurement: until then the guest is in the pause that its start script ends with."""
+
+
+class NoEvents:
+    """A tool that nothing is reported to."""
+
+    steps_by_itself = True
+
+    def report(self, vcpu: Vcpu, kind: EventKind, data: EventData | None) -> None:
+        raise SystemExit(f"the guest made an access that its kernel never makes: {data}")
+
+    def crash(self, vcpu: Vcpu) -> None:
+        raise SystemExit("nobody answers CRASH")
+
+
+def busy_machine(snapshot: Snapshot, *, guarded: bool) -> tuple[LinuxMachine, int]:
+    """A machine whose shell works, and how many of its frames are restricted."""
+    machine = LinuxMachine(snapshot)
+    if guarded:
+        machine.attach(NoEvents())
+        machine.vcpus[0].hooks.events.add(EventKind.PF)
+        machine.vcpus[0].update_enforcement()
+        for first, last in SECTIONS:
+            pages = range(machine.symbol(first), machine.symbol(last), PAGE_SIZE)
+            machine.memory.restrict([(gfn_of(machine.gpa(page)), READ | FETCH) for page in pages])
+    let_run(machine, SETTLED)
+    machine.type_line("workload &")
+    return machine, len(machine.memory.rights)
+
+
+def let_run(machine: LinuxMachine, ticks: int) -> None:
+    """Ticks, each with all the work that it brings."""
+    for _ in range(ticks):
+        machine.tick()
+        end = machine.now + machine.tick_ns
+        while not machine.idle and machine.now < end:
+            machine.run()
+
+
+def seconds(machine: LinuxMachine, ticks: int) -> float:
+    """How many seconds of the processor so many ticks take: others on it don't count."""
+    begin = time.process_time()
+    let_run(machine, ticks)
+    elapsed = time.process_time() - begin
+    if machine.failure is not None or machine.panicked is not None or machine.taint:
+        raise SystemExit(f"the guest is no longer well: {machine.failure or 'its kernel says so'}")
+    return elapsed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer ticks and rounds")
+    parser.add_argument("folder", nargs="?", default=".guests/linux", help="the snapshot")
+    arguments = parser.parse_args()
+    ticks, rounds = (500, 3) if arguments.quick else (2000, 5)
+    snapshot = load_snapshot(Path(arguments.folder))
+    guarded_vs_alone, processor_time = [], []
+    for number in range(rounds):
+        alone, _ = busy_machine(snapshot, guarded=False)
+        guarded, frames = busy_machine(snapshot, guarded=True)
+        before = alone.instructions
+        free = seconds(alone, ticks)
+        watched = seconds(guarded, ticks)
+        processor_time.append(ticks * TICK_NS / 1e9 / free)
+        guarded_vs_alone.append(watched / free)
+        print(
+            f"round {number + 1}: alone {free:6.2f} s for {ticks * TICK_NS / 1e9:g} s of the guest's time"
+            f" ({(alone.instructions - before) / free / 1e6:.0f} M instructions/s), {frames} frames guarded:"
+            f" {watched:6.2f} s"
+        )
+    columns = {"guarded_vs_alone": guarded_vs_alone, "guest_time_vs_processor_time": processor_time}
+    print(
+        json.dumps(
+            {
+                name: {
+                    "median": round(statistics.median(values), 3),
+                    "min": round(min(values), 3),
+                    "max": round(max(values), 3),
+                }
+                for name, values in columns.items()
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
