@@ -18,6 +18,8 @@ from policyc.emulator.stops import PageViolation, Shutdown
 from policyc.emulator.walk import WRITE, is_canonical, translate
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from policyc.emulator.engine import Engine
 
 __all__ = ["Delivery", "deliver", "enter_syscall", "enter_sysenter"]
@@ -87,11 +89,11 @@ class Delivery:
     length: int = 0
 
 
-def deliver(engine: Engine, delivery: Delivery, *, force: bool = False) -> Shutdown | PageViolation | None:
+def deliver(engine: Engine, delivery: Delivery, *, lifted: Collection[int] = ()) -> Shutdown | PageViolation | None:
     """Enter the guest's handler.
 
     Args:
-        force: store the frame whatever the rights.
+        lifted: numbers of frames whose rights don't count this time.
 
     Returns:
         None if the handler was entered; a violation if the stack can't be written, and nothing was done; or why the
@@ -100,19 +102,19 @@ def deliver(engine: Engine, delivery: Delivery, *, force: bool = False) -> Shutd
     if delivery.cr2 is not None:
         engine.set("cr2", delivery.cr2)
     try:
-        return _attempt(engine, delivery, force=force)
+        return _attempt(engine, delivery, lifted=lifted)
     except _RestrictedStackError as restricted:
         return restricted.violation
 
 
-def _attempt(engine: Engine, delivery: Delivery, *, force: bool) -> Shutdown | None:
+def _attempt(engine: Engine, delivery: Delivery, *, lifted: Collection[int]) -> Shutdown | None:
     try:
-        _enter(engine, delivery, force=force)
+        _enter(engine, delivery, lifted=lifted)
     except _CannotDeliverError as fault:
         if delivery.software:
-            return _attempt(engine, Delivery(fault.vector, fault.error_code), force=force)
+            return _attempt(engine, Delivery(fault.vector, fault.error_code), lifted=lifted)
         try:
-            _enter(engine, Delivery(DOUBLE_FAULT, 0), force=force)
+            _enter(engine, Delivery(DOUBLE_FAULT, 0), lifted=lifted)
         except _CannotDeliverError:
             return Shutdown(f"a fault while vector {delivery.vector} was delivered, and another for the double fault")
     return None
@@ -141,7 +143,7 @@ def enter_sysenter(engine: Engine) -> bool:
     return True
 
 
-def _enter(engine: Engine, delivery: Delivery, *, force: bool) -> None:
+def _enter(engine: Engine, delivery: Delivery, *, lifted: Collection[int]) -> None:
     handler, selector, stack_index, gate_type = _gate(engine, delivery)
     cpl = engine.cpl
     rsp = engine.get("rsp")
@@ -153,7 +155,7 @@ def _enter(engine: Engine, delivery: Delivery, *, force: bool) -> None:
         rsp = _task_state(engine, _TSS_IST1 + 8 * (stack_index - 1))
     elif cpl:
         rsp = _task_state(engine, _TSS_RSP0)
-    rsp = _store(engine, rsp & ~15, frame, force=force)
+    rsp = _store(engine, rsp & ~15, frame, lifted=lifted)
     engine.enter(0, selector & ~3, frame[0] if not cpl else 0)
     engine.set("rsp", rsp)
     engine.set("rip", handler)
@@ -192,7 +194,7 @@ def _task_state(engine: Engine, offset: int) -> int:
     return int.from_bytes(raw, "little")
 
 
-def _store(engine: Engine, top: int, frame: list[int], *, force: bool) -> int:
+def _store(engine: Engine, top: int, frame: list[int], *, lifted: Collection[int]) -> int:
     """Push the values in order, all or none, and give the new stack pointer."""
     memory = engine.memory
     places: list[Gpa] = []
@@ -202,7 +204,7 @@ def _store(engine: Engine, top: int, frame: list[int], *, force: bool) -> int:
         if gpa is None or gpa + 8 > memory.size:
             raise _CannotDeliverError(PAGE_FAULT, 0)
         rights = memory.views[engine.view].rights.get(gfn_of(gpa), ALL_RIGHTS)
-        if engine.enforcing and not force and not rights & WRITE:
+        if engine.enforcing and gfn_of(gpa) not in lifted and not rights & WRITE:
             raise _RestrictedStackError(PageViolation(Gva(gva), gpa, WRITE))
         places.append(engine.backing(gpa))
     for gpa, value in zip(places, frame, strict=True):

@@ -11,6 +11,7 @@ from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Final
 
+from policyc.addresses import gfn_of
 from policyc.emulator.bus import EMPTY_BUS
 from policyc.emulator.deliver import Delivery, deliver
 from policyc.emulator.engine import VECTORS_WITH_CODE, Engine
@@ -216,9 +217,11 @@ class Vcpu:
 
     def deliver(self, delivery: Delivery) -> None:
         """Enter a handler of the guest, which is an event if its stack lies in a restricted frame."""
-        if self.takes_exception is not None and self.takes_exception(delivery):
-            return
-        outcome = deliver(self.engine, delivery)
+        if self.takes_exception is None or not self.takes_exception(delivery):
+            self._store_frame(delivery, frozenset())
+
+    def _store_frame(self, delivery: Delivery, lifted: frozenset[int]) -> None:
+        outcome = deliver(self.engine, delivery, lifted=lifted)
         if not isinstance(outcome, PageViolation):
             self.die(outcome)
             return
@@ -226,8 +229,8 @@ class Vcpu:
         def resume(action: Action | None, _: EventReplyData | None) -> None:
             if action is not Action.CONTINUE:
                 self._undelivered = delivery
-            elif isinstance(forced := deliver(self.engine, delivery, force=True), Shutdown):
-                self.die(forced)
+            else:
+                self._store_frame(delivery, lifted | {gfn_of(outcome.gpa)})
 
         self.report(EventKind.PF, PfData(outcome.gva, outcome.gpa, PageAccess.W), resume)
 

@@ -26,7 +26,9 @@ from policyc.plan.model import Effect, EventKey, Rule
 from policyc.plan.places import Base
 
 __all__ = [
+    "FRAME_BELOW",
     "NEAR_ZONE",
+    "UNKNOWN_CALLER",
     "CodeRanges",
     "Fact",
     "Guard",
@@ -47,6 +49,13 @@ arch/x86/kvm/emulate.c).
 """
 
 
+FRAME_BELOW = 40
+"""How far the frame of an exception reaches below its first word (Intel SDM vol. 3A 6.14.2, with an error code)."""
+
+UNKNOWN_CALLER = -1
+"""A return address that can't be read: it counts as what makes the verdict stricter."""
+
+
 class Fact(Enum):
     """What `decide` may need to be told before it can answer."""
 
@@ -62,7 +71,7 @@ class Origin:
 
     Attributes:
         rip: the instruction's address.
-        return_address: the caller, where RIP is in a leaf copy routine.
+        return_address: the caller, where RIP is in a leaf copy routine; `UNKNOWN_CALLER` where it can't be read.
         rip_genuine: RIP's page is backed by the frame that binding saw there.
         return_genuine: the same of the return address.
     """
@@ -79,6 +88,7 @@ class MemoryAccess:
 
     Attributes:
         size: bytes; None until the instruction has been decoded.
+        below: bytes below `start` that the same access may write too: a frame is pushed downwards.
         size_certain: false where decoding failed and `size` is the most that it may be: conditions don't know it then.
         fields: the event's other fields, for conditions.
     """
@@ -90,6 +100,7 @@ class MemoryAccess:
     origin: Origin
     size_certain: bool = True
     fields: Fields = no_fields
+    below: int = 0
 
     def field(self, word: str) -> int | None:
         """The value of a field by its word in the catalogue; None where it isn't known."""
@@ -299,9 +310,10 @@ def _touched_cells(table: VerdictTable, access: MemoryAccess) -> tuple[int, ...]
         return ()
     # An access that crosses into the next page comes as an event of its own there.
     room = PAGE_SIZE - page_offset(access.start)
+    first = access.start - min(access.below, page_offset(access.start))
     if access.size is not None:
-        return space.touched(access.start, access.start + min(access.size, room))
-    cells = space.touched(access.start, access.start + min(NEAR_ZONE, room))
+        return space.touched(first, access.start + min(access.size, room))
+    cells = space.touched(first, access.start + min(NEAR_ZONE, room))
     return cells if len(cells) == 1 else None
 
 
@@ -356,6 +368,8 @@ def _comes_from(table: VerdictTable, places: Sequence[int], origin: Origin, *, m
     elif origin.rip in table.copy_routines:
         if origin.return_address is None:
             return Fact.RETURN_ADDRESS
+        if origin.return_address == UNKNOWN_CALLER:
+            return not must_be_genuine
         if not any(origin.return_address in table.code[place] for place in places):
             return False
         through_copy = True

@@ -15,6 +15,7 @@ from policyc.addresses import PAGE_SIZE, Gfn, Gpa, Gva, frame_start, gfn_of
 from policyc.catalog import Access, EffectKind
 from policyc.plan.places import Base
 from policyc.plan.verdicts import (
+    FRAME_BELOW,
     NEAR_ZONE,
     CodeRanges,
     Group,
@@ -28,6 +29,9 @@ from policyc.plan.verdicts import (
 from policyc.runtime.code_cache import CodeCache
 
 __all__ = ["UNBOUND", "BoundPlan", "CodeFrames", "FreeableFrames", "UnboundPlace"]
+
+WRITE = int(Access.W)
+"""The access as the event has it: an enumeration's operators are too slow here."""
 
 NOWHERE = Origin(rip=0)
 """Stands in where the verdict doesn't depend on the origin."""
@@ -127,12 +131,14 @@ class BoundPlan:
         starts = space.starts
         index = bisect_right(starts, gpa) - 1
         zone = min(gpa + NEAR_ZONE, (gpa | (PAGE_SIZE - 1)) + 1)
+        # A frame is pushed downwards, from its first word on, by whoever the event doesn't say.
+        below = max(gpa - FRAME_BELOW, gpa & ~(PAGE_SIZE - 1)) if access & WRITE else gpa
         if index >= 0 and gpa < space.ends[index]:
-            if zone > space.ends[index]:
+            if zone > space.ends[index] or below < starts[index]:
                 return None
             cell = space.cells[index]
         else:
-            if index + 1 < len(starts) and starts[index + 1] < zone:
+            if (index + 1 < len(starts) and starts[index + 1] < zone) or (index >= 0 and space.ends[index] > below):
                 return None
             cell = -1
         key = (access, cell)

@@ -22,13 +22,14 @@ from policyc.plan.verdicts import NoticedEvent, Origin, Verdict, decide
 from policyc.runtime.arming import guard_vcpu
 from policyc.runtime.event_keys import key_of
 from policyc.runtime.facts import Examination
+from policyc.runtime.futile import PAUSE
 from policyc.runtime.injection import delivered_by
 from policyc.runtime.life import on_leave, start
 from policyc.runtime.mechanisms import MECHANISMS, keep_old_value
 from policyc.runtime.moved import has_moved
 from policyc.runtime.msr_watch import MsrWatch
 from policyc.runtime.outcome import Done
-from policyc.runtime.procedure import Answer, Emit, Procedure, TimedOutError, next_event, time_now
+from policyc.runtime.procedure import Answer, Emit, Procedure, Sleep, TimedOutError, next_event, time_now
 from policyc.runtime.records import StateRecord, VerdictRecord, delivered_json
 from policyc.runtime.state import GUARDING, Phase, State
 from policyc.runtime.stepping import get_past
@@ -125,10 +126,14 @@ def _judge(state: State, event: Event) -> Procedure[None]:
                 if state.aftermath.first_notice(event.vcpu):
                     yield Emit(StateRecord(state.phase.value, _RUNS_ON.format(event.vcpu), "critical"))
                 worth_a_record = effect.kind is not EffectKind.CRASH or state.aftermath.note(event.vcpu, column)
+                if event.kind is EventKind.PF and effect.kind > EffectKind.LOG and state.futile.note(event):
+                    yield Sleep(PAUSE)
                 if _comes_again(state, event, effect):
                     done = Done((yield from get_past(state, case)))
                 else:
                     done = yield from MECHANISMS[LEGALITY[effect.kind][column]](case, effect)
+                if done.goes_on:
+                    state.futile.forget(event.vcpu)
                 break
         except TimedOutError as error:
             yield from _answer_strictly(case)

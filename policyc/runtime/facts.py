@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from policyc.addresses import PAGE_SIZE, Gpa, Gva, page_offset
+from policyc.addresses import GVA_UNKNOWN, PAGE_SIZE, Gpa, Gva, page_offset
 from policyc.catalog import Access
 from policyc.kvmi import (
     Command,
@@ -24,7 +24,9 @@ from policyc.kvmi import (
 )
 from policyc.plan.places import Base
 from policyc.plan.verdicts import (
+    FRAME_BELOW,
     NEAR_ZONE,
+    UNKNOWN_CALLER,
     Fact,
     MemoryAccess,
     NoticedEvent,
@@ -43,8 +45,8 @@ __all__ = ["Examination"]
 UNMAPPED = (1 << 64) - 1
 """What TRANSLATE_GVA answers for an address that leads nowhere."""
 
-NO_CALLER = 0
-"""A return address that no trusted code contains."""
+USER = 3
+"""The privilege level of user mode."""
 
 POINTER = {CpuMode.REAL: 2, CpuMode.PROTECTED: 4, CpuMode.LONG: 8}
 
@@ -97,9 +99,21 @@ class Examination:
         if self.event.kind is not EventKind.PF:
             return NoticedEvent(key_of(self.event), self._origin, self._fields)
         access = Access(int(self.event.access))
+        below = FRAME_BELOW if access & Access.W and self._may_be_a_frame() else 0
         return MemoryAccess(
-            access, Base.PHYSICAL, self.event.gpa, self.size, self._origin, self._size_certain, self._fields
+            access, Base.PHYSICAL, self.event.gpa, self.size, self._origin, self._size_certain, self._fields, below
         )
+
+    def _may_be_a_frame(self) -> bool:
+        """Whether the processor itself may be storing, the first word of an exception's frame.
+
+        That goes to the stack in use, or on the way from user mode to the kernel's. Stacks that a TSS names besides
+        can't be told.
+        """
+        event = self.event
+        if event.gva in (GVA_UNKNOWN, (event.rsp & ~15) - 8):
+            return True
+        return bool(event.gva >> 63) and self._fields("cpl") == USER
 
     def _establish(self, fact: Fact) -> Procedure[None]:
         match fact:
@@ -114,7 +128,7 @@ class Examination:
                 genuine = yield from self._is_genuine(self._origin.rip)
                 self._origin = replace(self._origin, rip_genuine=genuine)
             case Fact.RETURN_FRAME:
-                genuine = yield from self._is_genuine(self._origin.return_address or NO_CALLER)
+                genuine = yield from self._is_genuine(self._origin.return_address or 0)
                 self._origin = replace(self._origin, return_genuine=genuine)
 
     def _operand_size(self) -> Procedure[int | None]:
@@ -137,9 +151,9 @@ class Examination:
         size = POINTER[self.event.mode]
         gpa = yield from self.translated(self.event.rsp)
         if gpa is None or page_offset(gpa) + size > PAGE_SIZE:
-            return NO_CALLER
+            return UNKNOWN_CALLER
         result = yield from ask(ReadPhysical(gpa, size))
-        return int.from_bytes(result.data, "little") if isinstance(result, ReadPhysicalReply) else NO_CALLER
+        return int.from_bytes(result.data, "little") if isinstance(result, ReadPhysicalReply) else UNKNOWN_CALLER
 
     def _is_genuine(self, address: int) -> Procedure[bool]:
         """Whether code at `address` lies now where it lay when the plan was bound."""

@@ -21,6 +21,7 @@ from policyc.kvmi import (
 from policyc.runtime.arming import Armed, arm, disarm, vcpu_count
 from policyc.runtime.bound import BoundPlan
 from policyc.runtime.frame_trials import Watch
+from policyc.runtime.futile import Futile
 from policyc.runtime.locate import Refusal
 from policyc.runtime.msr_watch import MsrWatch
 from policyc.runtime.needs import needs_of
@@ -228,6 +229,7 @@ def on_lost(state: State, now: float, lost: Lost, out: list[Output]) -> None:
     state.aftermath.clear()
     state.scheduler.held.clear()
     state.stepping = Stepping()
+    state.futile = Futile()
     state.put_in_force(None)
     state.msr_watch = None
     state.phase_deadline = None

@@ -69,7 +69,7 @@ def skip(case: Examination, effect: Effect) -> Procedure[Done]:
     if isinstance(result, Refused):
         return (yield from inject_and_retry(case, effect))
     yield Answer(case.event, Action.RETRY)
-    return Done("skipped the instruction")
+    return Done("skipped the instruction", goes_on=True)
 
 
 def crash(case: Examination, effect: Effect) -> Procedure[Done]:

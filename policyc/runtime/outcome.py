@@ -22,7 +22,9 @@ class Done:
     Attributes:
         text: in words, for the record.
         delivered: what the guest was given last, where the kernel said so.
+        goes_on: the vCPU is past the instruction, whatever else.
     """
 
     text: str
     delivered: Delivered | None = None
+    goes_on: bool = False

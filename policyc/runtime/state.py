@@ -16,6 +16,7 @@ from policyc.runtime.aftermath import Aftermath
 from policyc.runtime.bind import Binding
 from policyc.runtime.bound import UNBOUND, BoundPlan
 from policyc.runtime.frame_trials import Watch
+from policyc.runtime.futile import Futile
 from policyc.runtime.locate import ArmingOptions, Refusal
 from policyc.runtime.msr_watch import MsrWatch
 from policyc.runtime.records import StateRecord
@@ -84,6 +85,7 @@ class State:
         rebound_at: when what the guest had moved was last followed.
         aftermath: what has been answered CRASH, and what that effect counts as since.
         thinner: leaves out records of rules that have `at most`.
+        futile: denials that change nothing.
         stepping: accesses that CONTINUE can't perform.
         unmended: DEGRADED for a reason that nothing here takes back.
     """
@@ -107,6 +109,7 @@ class State:
     rebound_at: float = -inf
     scheduler: Scheduler = field(default_factory=Scheduler)
     stepping: Stepping = field(default_factory=Stepping)
+    futile: Futile = field(default_factory=Futile)
     unmended: bool = False
     phase_deadline: float | None = None
 
@@ -115,8 +118,12 @@ class State:
 
     def put_in_force(self, binding: Binding | None) -> None:
         """Judge events by this binding from now on; None is no plan at all."""
+        exposed = self.bound.code_cache.exposed
         self.binding = binding
         self.bound = UNBOUND if binding is None else binding.plan
+        if binding is not None:
+            # What is lifted at the moment stays so, whatever is judged by another table.
+            self.bound.code_cache.exposed |= exposed
         self.looked_at.clear()
 
     @property

@@ -280,9 +280,6 @@ def test_fault_whose_frame_would_lie_on_guarded_bytes__keeps_its_vcpu_where_it_i
     assert bench.state.left
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a frame's first word is judged as if it were all that the processor pushes for an exception"
-)
 @pytest.mark.parametrize("code", ["0f0b", "cc"])
 def test_frame_pushed_down_over_guarded_bytes__is_denied_from_its_first_word(bench: Guarded, code: str) -> None:
     at, top = LAB + HERE, OBJECT.end + 0x10

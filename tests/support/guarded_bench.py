@@ -23,10 +23,13 @@ from policyc.plan.model import Plan
 from policyc.runtime.enforcer import step
 from policyc.runtime.records import Record, VerdictRecord
 from policyc.runtime.state import GUARDING, State
-from policyc.runtime.steps import Answered, Connected, GreetVmm, Input, Output, Reply, Send, Write
+from policyc.runtime.steps import Answered, Connected, GreetVmm, Input, Output, Reply, Send, TimePassed, Write
 from tests.support.laboratory import POLICY, RAM, SLOT, SLOTS, Laboratory, Outcome
 
 __all__ = ["Guarded", "StuckError"]
+
+LONGEST_WAIT = 1.0
+"""Seconds that the enforcer may let a vCPU stand."""
 
 STILL_MAX = 40
 """Rounds without a register changed, after which nothing more is expected."""
@@ -96,6 +99,7 @@ class Guarded:
         """
         self.lab.prepare(at, code, registers, fill, handled=handled, content=content)
         self.records.clear()
+        self.now += 1.0
         self.pump(limit=5000)
         return self.lab.outcome()
 
@@ -114,7 +118,7 @@ class Guarded:
         for _ in range(limit):
             talked = self._exchange()
             self.lab.machine.run_until_idle()
-            if not talked and not self._exchange():
+            if not talked and not self._exchange() and not self._wait():
                 return
             self.lab.engine.context.load()
             now = self.lab.engine.context.gprs_and_rip()
@@ -123,6 +127,15 @@ class Guarded:
                 raise StuckError(f"the guest is where it was {STILL_MAX} answers ago")
             where = now
         raise StuckError(f"the guest has come to no end after {limit} answers")
+
+    def _wait(self) -> bool:
+        """Let the time pass that the enforcer wants to pass while the guest stands still; whether it did."""
+        deadline = self.state.deadline
+        if self.lab.vcpu.waiting is None or deadline is None or deadline > self.now + LONGEST_WAIT:
+            return False
+        self.now = max(self.now, deadline)
+        self.feed(TimePassed())
+        return True
 
     def feed(self, input: Input) -> None:
         """Hand the enforcer something that doesn't come over the wire."""

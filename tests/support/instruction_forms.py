@@ -59,8 +59,13 @@ def _fs(number: int, address: int) -> tuple[int, bytes, dict[str, int]]:
     return 0, bytes([number << 3 | 6]), {"rsi": address - FS_BASE, "fs_base": FS_BASE}
 
 
-def _gs_absolute(number: int, address: int) -> tuple[int, bytes, dict[str, int]]:
-    return 0, bytes([number << 3 | 4, 0x25]) + (0x180).to_bytes(4, "little"), {"gs_base": address - 0x180}
+def _fs_absolute(number: int, address: int) -> tuple[int, bytes, dict[str, int]]:
+    return 0, bytes([number << 3 | 4, 0x25]) + (0x180).to_bytes(4, "little"), {"fs_base": address - 0x180}
+
+
+def _gs(number: int, address: int) -> tuple[int, bytes, dict[str, int]]:
+    """The base is the kernel's own, which its handlers count on."""
+    return 0, bytes([number << 3 | 6]), {"rsi_from_gs": address}
 
 
 def _narrow(number: int, address: int) -> tuple[int, bytes, dict[str, int]]:
@@ -74,7 +79,8 @@ FORMS = (
     Form("base-index-disp8", b"", _indexed),
     Form("rip-relative", b"", _relative),
     Form("fs", b"\x64", _fs),
-    Form("gs-absolute", b"\x65", _gs_absolute),
+    Form("fs-absolute", b"\x64", _fs_absolute),
+    Form("gs", b"\x65", _gs),
     Form("address-size-prefix", b"\x67", _narrow, low=True),
 )
 

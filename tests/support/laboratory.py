@@ -145,6 +145,7 @@ class Laboratory:
         self.machine = SmallMachine.boot(slide=SLIDE, ram=RAM, cpu=cpu)
         self.vcpu = self.machine.vcpus[0]
         self.engine = self.vcpu.engine
+        self.gs_base = self.engine.msr_read(MSR_GS_BASE)
         memory, machine = self.machine.memory, self.machine
         for page in range(PAGES):
             frame = LAB_GPA + page * PAGE_SIZE
@@ -183,8 +184,10 @@ class Laboratory:
         self.machine.write_int("last_fault_rip", 0)
         general = dict.fromkeys(GPR_NAMES, 0) | {"rsp": STACK_TOP - 0x800, "rflags": 2, "rip": at}
         general.update(registers)
-        for index, name in ((MSR_FS_BASE, "fs_base"), (MSR_GS_BASE, "gs_base")):
-            engine.msr_write(index, general.pop(name, 0))
+        engine.msr_write(MSR_FS_BASE, general.pop("fs_base", 0))
+        engine.msr_write(MSR_GS_BASE, self.gs_base)
+        if "rsi_from_gs" in general:
+            general["rsi"] = general.pop("rsi_from_gs") - self.gs_base & (1 << 64) - 1
         for name, value in general.items():
             engine.set(name, value)
         engine.flush_tlb()
