@@ -26,6 +26,7 @@ from policyc.emulator.routines import ROUTINES, Kind, Memory
 from policyc.guest.profile import Profile
 from policyc.guest.readers import build_profile
 from policyc.plan.model import Plan
+from policyc.runtime.locate import ArmingOptions
 from tests.support.audit_schema import check_record
 from tests.support.outcomes import note_outcome
 
@@ -79,8 +80,11 @@ ATTACKS = {
 }
 """What stops each attack, and how; those with the same rule stand together, since they share a guest."""
 
-OPEN = {"push", "interrupt-frame"}
-"""Stacks of the kernel's own in the guarded page: no exception can be delivered onto them, so nothing ends the wait."""
+HELD = ("push", "interrupt-frame")
+"""Stacks of the kernel's own in the guarded page: no exception can be delivered onto them, so the vCPU stays there."""
+
+REPORTED = ("dma",)
+"""What raises no event: it's found when guarded bytes are read again."""
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,9 @@ def profile() -> Profile:
 
 
 DIALECTS = ("v7", "v12")
+
+FUTILE = 16
+"""Denials that change nothing before the tool slows down."""
 
 
 @pytest.fixture(params=DIALECTS)
@@ -103,9 +110,12 @@ def compile_text(profile: Profile, text: str) -> Plan:
 
 
 @contextmanager
-def guarded(profile: Profile, text: str, dialect: str, folder: Path) -> Iterator[tuple[WatchedTool, GuestProcess]]:
+def guarded(
+    profile: Profile, text: str, dialect: str, folder: Path, verify: float = 0.0
+) -> Iterator[tuple[WatchedTool, GuestProcess]]:
     """A guest with an armed tool."""
-    tool = WatchedTool(compile_text(profile, text), profile, folder / "s", folder / "audit.ndjson")
+    arming = ArmingOptions(self_test=False, verify=verify)
+    tool = WatchedTool(compile_text(profile, text), profile, folder / "s", folder / "audit.ndjson", arming)
     tool.start()
     guest = GuestProcess(folder / "s", dialect)
     try:
@@ -156,7 +166,7 @@ def guests(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def test_every_attack_is_tried() -> None:
     attacks = {name for name, routine in ROUTINES.items() if routine.kind is Kind.ATTACK}
-    assert attacks == {*ATTACKS, *OPEN}
+    assert attacks == {*ATTACKS, *HELD, *REPORTED}
 
 
 @pytest.mark.parametrize(("dialect", "attack"), list(product(DIALECTS, ATTACKS)))
@@ -186,6 +196,51 @@ def test_attack__is_stopped_by_the_rule_that_names_it(guests: Guests, dialect: s
     note_outcome(attack, "small", dialect, "guarded", f"stopped: {done}")
 
 
+@pytest.mark.parametrize(("dialect", "attack"), list(product(DIALECTS, HELD)))
+def test_attack__that_no_fault_can_end_holds_its_vcpu_and_writes_nothing(
+    profile: Profile, dialect: str, attack: str, tmp_path: Path
+) -> None:
+    target = ROUTINES[attack].target
+    assert isinstance(target, Memory)
+    with guarded(profile, "deny write to kernel:guarded_object", dialect, tmp_path) as (tool, guest):
+        before = read_target(tool, target)
+        guest.say(f"attack {attack}")
+        deadline = monotonic() + PATIENCE
+        while tool.events < 2 * FUTILE and monotonic() < deadline:
+            record = tool.verdict()
+            assert record is None or str(record["done"]).startswith(
+                ("injected exception 13", "had the guest try again")
+            )
+        assert tool.events >= 2 * FUTILE
+        assert read_target(tool, target) == before
+    note_outcome(attack, "small", dialect, "guarded", "held: nothing is written, and the vCPU doesn't go on")
+
+
+@pytest.mark.parametrize(("dialect", "attack"), list(product(DIALECTS, REPORTED)))
+def test_attack__without_an_event_is_reported(profile: Profile, dialect: str, attack: str, tmp_path: Path) -> None:
+    text = "table: deny write to kernel:sys_call_table"
+    with guarded(profile, text, dialect, tmp_path, verify=0.5) as (tool, guest):
+        said = guest.tell("act neighbour")
+        assert goes_on(guest, said)
+        assert guest.tell(f"attack {attack}")["outcome"] == "changed"
+        record = tool.wait_for("guarded bytes in")
+        assert (record["state"], record["severity"], record["rules"]) == ("DEGRADED", "critical", ["table"])
+    note_outcome(attack, "small", dialect, "guarded", "reported: found when the bytes are read again")
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_freed_frame__belongs_to_whoever_has_it_next(profile: Profile, dialect: str, tmp_path: Path) -> None:
+    init = small_image().symbols["evil_init"]
+    text = f"module: deny write to virtual {init:#x} size 4K"
+    with guarded(profile, text, dialect, tmp_path) as (tool, guest):
+        assert guest.tell("act module-free")["outcome"] == "changed"
+        record = tool.wait_for("the guest has mapped guarded addresses elsewhere")
+        assert record["severity"] == "critical"
+        assert record["unmapped"] == [f"virtual {init:#x}..{init + PAGE_SIZE:#x}"]
+    note_outcome("module-free", "small", dialect, "unprotected", "succeeds, as it may")
+    note_outcome("module-free", "small", dialect, "guarded", "let through and reported: the frame was freed")
+
+
 def read_target(tool: WatchedTool, target: Memory) -> bytes:
     """What an attack is after, read by the tool over KVMI, page by page."""
     start = small_image().symbols[target.symbol] + target.offset
@@ -213,7 +268,7 @@ def goes_on(guest: GuestProcess, since: Mapping[str, object]) -> bool:
 
 @pytest.mark.parametrize(
     ("dialect", "attack"),
-    [(dialect, name) for dialect in DIALECTS for name in ROUTINES if name in ATTACKS or name in OPEN],
+    [(dialect, name) for dialect in DIALECTS for name in (*ATTACKS, *HELD, *REPORTED)],
 )
 def test_attack__succeeds_without_the_rule(guests: Guests, dialect: str, attack: str) -> None:
     tool, guest = guests.having(HARMLESS, dialect)

@@ -89,7 +89,8 @@ def test_offline_and_online__raise_no_alarm(policies: str, dialect: str, tmp_pat
         for line in ("act patch @1", "act ipi @2", "act reload-cr3 @1", "act busy"):
             said = guest.tell(line)
             assert said["outcome"] in ("changed", "done"), str(said)
-        assert service.verdicts() == []
+        # The shipped policies write down who loads an IDT, and let it be.
+        assert {record["severity"] for record in service.verdicts()} <= {"info"}
         for vcpu in (1, 2):
             assert guest.tell(f"attack inline-hook @{vcpu}")["outcome"] == "unchanged"
         assert [record["vcpu"] for record in service.verdicts()] == [1, 2]

@@ -115,10 +115,10 @@ class FrameTrials:
     Where even that isn't answered, the connection is about to end, and the kernel undoes it then.
 
     Args:
-        stage: what the records about the progress call the state.
+        stage: what records about the progress call the state; None for no such records.
     """
 
-    def __init__(self, watch: Watch, stage: str) -> None:
+    def __init__(self, watch: Watch, stage: str | None = None) -> None:
         self._watch = watch
         self._stage = stage
         self._trials: list[FrameTrial] = []
@@ -148,7 +148,8 @@ class FrameTrials:
 
     def _try_some(self, frames: Sequence[Gfn]) -> Procedure[None]:
         for gfn in frames[:TRIED_OF_A_KIND]:
-            yield Emit(StateRecord(self._stage, f"write-protecting frame {gfn:#x} for a moment"))
+            if self._stage is not None:
+                yield Emit(StateRecord(self._stage, f"write-protecting frame {gfn:#x} for a moment"))
             unprotected = set_page(frame_start(gfn), PageAccess.RWX)
             try:
                 outcome = yield from self._try(gfn)

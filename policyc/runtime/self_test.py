@@ -20,9 +20,7 @@ from policyc.runtime.locate import profile_of
 from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError
 from policyc.runtime.records import StateRecord
 
-__all__ = ["SELF_TEST", "self_test"]
-
-SELF_TEST = "SELF-TEST"
+__all__ = ["self_test"]
 
 PAST_MEMORY = 1 << 52
 
@@ -93,5 +91,5 @@ def _evidence(
     candidates = [gfn for gfn in frames if Gfn(gfn) not in bound.rights]
     if not candidates:
         return ProbeResult(reason="no frame of kernel data was found in which nothing but counters change")
-    trials = FrameTrials(watch, SELF_TEST)
+    trials = FrameTrials(watch)
     return trials.result((yield from trials.run(candidates)))
