@@ -76,6 +76,7 @@ def command() -> None:
 )
 @click.option(
     "--attack",
+    "--act",
     "attacks",
     multiple=True,
     metavar="NAME",

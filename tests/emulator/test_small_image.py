@@ -224,3 +224,12 @@ def test_the_guest_runs_on_with_a_user_task() -> None:
     assert machine.read_int("task_turns") == 11
     assert machine.read_int("last_pid") == 1
     assert machine.read_int("user_data_page") == 1
+
+
+@pytest.mark.parametrize("kpti", [False, True])
+@pytest.mark.parametrize("name", [name for name in ROUTINES if name.startswith("user") or name == "hypercall-32"])
+def test_user_mode__is_left_and_entered_whatever_the_page_tables(name: str, kpti: bool) -> None:
+    machine = SmallMachine.boot(kpti=kpti)
+    result = machine.run_routine(name)
+    assert (result.changed, result.fault) == (result.routine.target is not None, None)
+    assert machine.panicked is None

@@ -45,7 +45,9 @@ class GuardService:
     def __init__(self, plan: Plan, socket: Path, audit: Path) -> None:
         self.records: list[Record] = []
         self._new: SimpleQueue[Record] = SimpleQueue()
-        options = ServiceOptions(socket, audit, arming=ArmingOptions(poll=0.02, stop_limit=5.0, verify=0.0, self_test=False))
+        options = ServiceOptions(
+            socket, audit, arming=ArmingOptions(poll=0.02, stop_limit=5.0, verify=0.0, self_test=False)
+        )
         self._service = Service(plan, options, self._new.put)
         self._audit = audit
         self._thread = threading.Thread(target=self._service.run)

@@ -13,13 +13,8 @@ FUNC call_user
     pushq %r15
     cli
     movq %rsp, user_call_stack(%rip)
-    pushq $__USER_DS
-    pushq $user_call_top
-    pushq $(EFLAGS_IF | 2)
-    pushq %rcx
-    pushq %rdx
-    swapgs
-    iretq
+    movl $user_call_top, %r8d
+    jmp enter_user
 ENDF call_user
 
 # Where entry_INT80_compat leads from user mode.

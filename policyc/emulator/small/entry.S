@@ -178,6 +178,19 @@ FUNC enter_task
     iretq
 ENDF enter_task
 
+# Into any user code: RDX is where, RCX its code segment, R8 its stack; interrupts are off.
+FUNC enter_user
+    movq %gs:PCPU_STACK, %rsp
+    pushq $__USER_DS
+    pushq %r8
+    pushq $(EFLAGS_IF | 2)
+    pushq %rcx
+    pushq %rdx
+    SWITCH_TO_USER_CR3
+    swapgs
+    iretq
+ENDF enter_user
+
 FUNC do_syscall_64
     cmpq $NR_syscalls, %rax
     jae sys_ni_syscall
@@ -190,6 +203,7 @@ FUNC entry_INT80_compat
     testb $3, 8(%rsp)
     jz 1f
     swapgs
+    SWITCH_TO_KERNEL_CR3
     jmp user_called
 1:  iretq
 ENDF entry_INT80_compat
