@@ -43,3 +43,23 @@ def test_self_test__says_what_was_seen(
     finally:
         tool.stop()
         guest.stop()
+
+
+def test_msr_on_amd__that_no_event_tells_of_is_noticed(tmp_path: Path) -> None:
+    profile = build_profile(small_system_map().encode())
+    plan = compile_policies([Source("p", "entry: on msr lstar when old != 0 deny")], profile).plan
+    assert plan is not None
+    tool = WatchedTool(plan, profile, tmp_path / "s", tmp_path / "audit", ArmingOptions(self_test=False))
+    tool.start()
+    guest = GuestProcess(tmp_path / "s", "v12", "--cpu", "amd", "--quirk", "amd-msr")
+    try:
+        armed = tool.wait_for("0 pages guarded")
+        assert armed["state"] == "DEGRADED"
+        said = guest.tell("attack lstar")
+        assert said["outcome"] == "changed"
+        record = tool.wait_for("MSR 0xc0000082 of vCPU 0 was changed")
+        assert (record["severity"], record["rules"]) == ("critical", ["entry"])
+        assert (record["old"], record["new"]) == (f"0x{said['before']}", f"0x{said['after']}")
+    finally:
+        tool.stop()
+        guest.stop()
