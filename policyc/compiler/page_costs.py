@@ -104,9 +104,35 @@ def _busy_beside(compiled: Compiled, guarded: _Guarded, place: ResolvedPlace, ex
     if collateral < MUCH_COLLATERAL or foreign.count < MANY_SYMBOLS:
         return None
     near = sum(min(end - start, NEAR_ZONE) for start, end in gaps if guarded.begins_at(extent.base, end))
-    decoded = f", and {near} bytes are so near that the instruction is decoded too" if near else ""
+    decoded = f", and {near} bytes are so near that {_near(compiled)}" if near else ""
     what = f"{collateral} bytes of data that the kernel writes, such as {foreign}"
     return f"`{place.place}` shares its pages with {what}{decoded}"
+
+
+def _near(compiled: Compiled) -> str:
+    """What becomes of stores just below guarded bytes: a size counts only if the code that says it can't be changed."""
+    code = compiled.plan.guest.code or ()
+    segments = compiled.segments.get(Base.IMAGE, ())
+    rules = compiled.plan.rules
+    kept = sum(
+        min(segment.end, extent.end) - max(segment.start, extent.start)
+        for segment in segments
+        for extent in code
+        if segment.start < extent.end and extent.start < segment.end
+        if any(_keeps_code(rules[index]) for index in segment.members)
+    )
+    if kept:
+        return "the instruction is decoded too"
+    return "the kernel's own stores there are denied too, since no rule guards the code that makes them"
+
+
+def _keeps_code(rule: Rule) -> bool:
+    return (
+        rule.enforce
+        and bool(rule.access & Access.W)
+        and rule.effect.kind >= EffectKind.SKIP
+        and rule.spares_trusted_code_alone
+    )
 
 
 def _rules_on(compiled: Compiled, wanted: Callable[[PageRun], bool], access: Access) -> Sequence[int]:
