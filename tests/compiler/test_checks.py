@@ -295,8 +295,8 @@ FOUND: Mapping[str, Case] = {
         "P415",
         "kernel:lonely",
         "`kernel:lonely` shares its pages with 4088 bytes of data that the kernel writes, such as `__end_rodata`, "
-        f"`busy_1`, `busy_2` and 14 more, and {NEAR_ZONE} bytes are so near that the kernel's own stores there are denied "
-        "too, since no rule guards the code that makes them",
+        f"`busy_1`, `busy_2` and 14 more, and {NEAR_ZONE} bytes are so near that the kernel's own stores there are "
+        "denied too, since no rule guards the code that makes them",
         "if that is what is wanted, compile with `--accept-hot-pages`",
     ),
     "busy neighbours, and code whose stores can be measured": (
