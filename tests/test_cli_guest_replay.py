@@ -38,10 +38,13 @@ def folder(tmp_path: Path) -> Path:
 def guarded(folder: Path, audit: str, *guest: str) -> Ran:
     """`policyc run` with the guest, or what stands for it, at its other end; how that ended."""
     run = ("run", "plan.json", "--socket", "s", "--audit", audit, "--once")
-    with subprocess.Popen([*COMMAND, *run], cwd=folder, stdout=subprocess.DEVNULL) as tool:
+    with subprocess.Popen([*COMMAND, *run], cwd=folder, stdout=subprocess.PIPE, text=True) as tool:
         try:
+            assert tool.stdout is not None
+            assert "LISTENING" in tool.stdout.readline()
             ran = run_policyc("guest", *guest, "--socket", "s", cwd=folder)
-            assert tool.wait(LIMIT_SECONDS) == 5
+            tool.communicate(timeout=LIMIT_SECONDS)
+            assert tool.returncode in (4, 5)
         finally:
             tool.kill()
     return ran

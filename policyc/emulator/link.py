@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from policyc.emulator.recording import Recorder
+    from policyc.emulator.recorder import Recorder
 
 __all__ = ["UNSENT_MAX", "Link"]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from policyc.emulator.console import ConsoleCommand
     from policyc.emulator.options import GuestOptions
-    from policyc.emulator.recording import Recorder
+    from policyc.emulator.recorder import Recorder
 
 __all__ = ["Loop"]
 

@@ -46,7 +46,8 @@ def _run(options: GuestOptions, console: TextIO, out: TextIO) -> int:
     # Imported here, since the engine is an optional extra.
     from policyc.emulator.loop import Loop
     from policyc.emulator.quirks import LayoutError
-    from policyc.emulator.recording import Recorder, RecordingError, open_recording
+    from policyc.emulator.recorder import Recorder, open_recording
+    from policyc.emulator.recording import RecordingError
     from policyc.kvmi import DIALECTS
 
     secret = options.cookie_file.read_bytes() if options.cookie_file is not None else None

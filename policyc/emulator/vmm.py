@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from policyc.emulator.console import Console
     from policyc.emulator.machine import Machine
     from policyc.emulator.options import GuestOptions
-    from policyc.emulator.recording import Recorder
+    from policyc.emulator.recorder import Recorder
 
 __all__ = ["Vmm"]
 

@@ -11,14 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyc.emulator.recorded_text import Describer
+from policyc.emulator.recorder import Recorder, open_recording
 from policyc.emulator.recording import (
     MAX_LINE,
     RecordedMessage,
-    Recorder,
     RecordingError,
     conversations,
     dialect_of,
-    open_recording,
     split,
 )
 from policyc.kvmi import V7, V12, Dialect, Hello

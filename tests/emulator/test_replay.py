@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyc.addresses import Gpa
-from policyc.emulator.recording import Recorder, conversations
+from policyc.emulator.recorder import Recorder
+from policyc.emulator.recording import conversations
 from policyc.emulator.replay import DIFFERENCES_MAX, Replay
 from policyc.emulator.replay_process import replay_to
 from policyc.kvmi import (
