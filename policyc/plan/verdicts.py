@@ -56,9 +56,13 @@ UNKNOWN_CALLER = -1
 """A return address that can't be read: it counts as what makes the verdict stricter."""
 
 
+ALL_KNOWN: frozenset[str] = frozenset()
+
+
 class Fact(Enum):
     """What `decide` may need to be told before it can answer."""
 
+    FRAME = "whether the processor itself may be pushing an exception's frame"
     SIZE = "the bytes accessed, decoded from the instruction"
     RETURN_ADDRESS = "the return address on top of the stack"
     RIP_FRAME = "whether RIP translates now to the frame that was bound"
@@ -88,9 +92,11 @@ class MemoryAccess:
 
     Attributes:
         size: bytes; None until the instruction has been decoded.
-        below: bytes below `start` that the same access may write too: a frame is pushed downwards.
-        size_certain: false where decoding failed and `size` is the most that it may be: conditions don't know it then.
+        unknown: fields that conditions don't know: the size, where decoding failed and `size` is the most that it may
+            be; the addresses too, where this is a part of what is accessed.
         fields: the event's other fields, for conditions.
+        frame: it may be the first word of an exception's frame, which is pushed downwards; None until that has been
+            found out.
     """
 
     access: Access
@@ -98,17 +104,19 @@ class MemoryAccess:
     start: int
     size: int | None
     origin: Origin
-    size_certain: bool = True
+    unknown: frozenset[str] = ALL_KNOWN
     fields: Fields = no_fields
-    below: int = 0
+    frame: bool | None = False
 
     def field(self, word: str) -> int | None:
         """The value of a field by its word in the catalogue; None where it isn't known."""
+        if word in self.unknown:
+            return None
         match word:
             case "access":
                 return int(self.access)
             case "size":
-                return self.size if self.size_certain else None
+                return self.size
             case "rip":
                 return self.origin.rip
             case "gva" if self.base is Base.VIRTUAL:
@@ -274,8 +282,8 @@ def decide(table: VerdictTable, access: MemoryAccess | NoticedEvent) -> Verdict 
         wanted = Access.NONE
     else:
         touched = _touched_cells(table, access)
-        if touched is None:
-            return Fact.SIZE
+        if isinstance(touched, Fact):
+            return touched
         groups = {group for cell in touched if cell >= 0 for group in table.cells[cell]}
         wanted = access.access
 
@@ -303,18 +311,24 @@ def decide(table: VerdictTable, access: MemoryAccess | NoticedEvent) -> Verdict 
     return _verdict(table.rules, standing, aside - standing, exempted)
 
 
-def _touched_cells(table: VerdictTable, access: MemoryAccess) -> tuple[int, ...] | None:
-    """The cells under the access; None where they depend on a size that isn't known yet."""
+def _touched_cells(table: VerdictTable, access: MemoryAccess) -> tuple[int, ...] | Fact:
+    """The cells under the access, or the fact that they depend on."""
     space = table.spaces.get(access.base)
     if space is None:
         return ()
+    first = access.start
+    if access.frame is not False:
+        lowest = first - min(FRAME_BELOW, page_offset(first))
+        if access.frame:
+            first = lowest
+        elif space.touched(lowest, first + 1) != space.touched(first, first + 1):
+            return Fact.FRAME
     # An access that crosses into the next page comes as an event of its own there.
     room = PAGE_SIZE - page_offset(access.start)
-    first = access.start - min(access.below, page_offset(access.start))
     if access.size is not None:
         return space.touched(first, access.start + min(access.size, room))
     cells = space.touched(first, access.start + min(NEAR_ZONE, room))
-    return cells if len(cells) == 1 else None
+    return cells if len(cells) == 1 else Fact.SIZE
 
 
 def _reach(table: VerdictTable, index: int, access: MemoryAccess | NoticedEvent) -> Reach | Fact:

@@ -33,6 +33,8 @@ __all__ = ["UNBOUND", "BoundPlan", "CodeFrames", "FreeableFrames", "UnboundPlace
 WRITE = int(Access.W)
 """The access as the event has it: an enumeration's operators are too slow here."""
 
+ALL_RIGHTS = Access.R | Access.W | Access.X
+
 NOWHERE = Origin(rip=0)
 """Stands in where the verdict doesn't depend on the origin."""
 
@@ -147,6 +149,10 @@ class BoundPlan:
         except KeyError:
             verdict = self._fixed[key] = self._fix(Access(access), cell, Gpa(gpa))
             return verdict
+
+    def allowed(self, gfn: Gfn) -> Access:
+        """The accesses that a frame allows."""
+        return self.rights.get(gfn, ALL_RIGHTS)
 
     def keeps_unwritable(self, gpa: Gpa, size: int) -> bool:
         """Whether nobody but code that the plan trusts can write these bytes: what is decoded there stays so."""

@@ -69,6 +69,12 @@ class CodeCache:
         for key in [key for key in self._instructions if gfn_of(key[1]) == gfn]:
             del self._instructions[key]
 
+    def inherit(self, earlier: CodeCache) -> None:
+        """Take over what an earlier binding's cache knows to be changing: a write may be under way."""
+        self.exposed |= {gfn for gfn in earlier.exposed if gfn in self._guarded}
+        for gfn in earlier._written:
+            self.distrust(gfn)
+
     def guess(self, rip: Gva) -> Gpa | None:
         """Where an address led the last time, so that both can be asked for at once; to be compared."""
         gpa = self._guesses.get(rip)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from policyc.catalog import Access
@@ -36,6 +37,9 @@ OPERAND_SIZE = 0x66
 IMPLIED = frozenset({Way.PUSH, Way.POP, Way.IMPLIED_STORE, Way.IMPLIED_LOAD})
 EXPLICIT = frozenset({Way.MOVE, Way.CHANGE, Way.EXCHANGE, Way.LOAD})
 FAR_SEGMENTS = frozenset(["fs", "gs"])
+FAR_PREFIXES = frozenset({0x64, 0x65})
+IGNORED_PREFIXES = frozenset({0x26, 0x2E, 0x36, 0x3E})
+PREFIXES = FAR_PREFIXES | IGNORED_PREFIXES | {0x66, 0x67, 0xF0, 0xF2, 0xF3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,8 @@ def _row(found: capstone.CsInsn) -> Row | None:
 def _operand(found: capstone.CsInsn, mode: CpuMode) -> Operand | None:
     """Where an instruction with one operand in memory has it; segments have bases of their own outside long mode."""
     row, memory = _row(found), _memory(found)
+    if _hides_segment(found):
+        return None
     if mode is not CpuMode.LONG or row is None or row.way not in EXPLICIT or len(memory) != 1:
         return None
     place = found.operands[memory[0]].mem
@@ -137,6 +143,12 @@ def _operand(found: capstone.CsInsn, mode: CpuMode) -> Operand | None:
         displacement=int(place.disp),
         mask=ALL_ONES if found.addr_size == 8 else 0xFFFF_FFFF,
     )
+
+
+def _hides_segment(found: capstone.CsInsn) -> bool:
+    """Whether a prefix that long mode ignores stands beside FS or GS, which Capstone then forgets."""
+    prefixes = list(takewhile(PREFIXES.__contains__, found.bytes))
+    return bool(FAR_PREFIXES.intersection(prefixes) and IGNORED_PREFIXES.intersection(prefixes))
 
 
 def _has_hidden_access(found: capstone.CsInsn, row: Row) -> bool:

@@ -39,7 +39,9 @@ __all__ = ["on_event"]
 def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
     """Answer an event: at once where a look-up is enough, else as a procedure."""
     state.counters.events += 1
-    if state.scheduler.awaiting and state.scheduler.offer(event, now, out, judged=event.kind not in _OTHERS):
+    # What no vCPU stands at, such as a VMM's wish to be let go, is never what somebody waits for.
+    offered = state.scheduler.awaiting and event.needs_reply
+    if offered and state.scheduler.offer(event, now, out, judged=event.kind not in _OTHERS):
         return
     bound = state.bound
     if state.msr_watch is not None:

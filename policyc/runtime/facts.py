@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from policyc.addresses import GVA_UNKNOWN, PAGE_SIZE, Gpa, Gva, page_offset
+from policyc.addresses import PAGE_SIZE, Gpa, Gva, page_offset
 from policyc.catalog import Access
 from policyc.kvmi import (
     Command,
@@ -24,7 +24,7 @@ from policyc.kvmi import (
 )
 from policyc.plan.places import Base
 from policyc.plan.verdicts import (
-    FRAME_BELOW,
+    ALL_KNOWN,
     NEAR_ZONE,
     UNKNOWN_CALLER,
     Fact,
@@ -38,15 +38,13 @@ from policyc.runtime.bound import BoundPlan
 from policyc.runtime.decode import MAX_INSTRUCTION, Instruction, decode
 from policyc.runtime.event_fields import EventFields
 from policyc.runtime.event_keys import key_of
+from policyc.runtime.exception_stacks import UNMAPPED, begins_frame
 from policyc.runtime.procedure import Procedure, ask, ask_all
 
 __all__ = ["Examination"]
 
-UNMAPPED = (1 << 64) - 1
-"""What TRANSLATE_GVA answers for an address that leads nowhere."""
-
-USER = 3
-"""The privilege level of user mode."""
+SIZE_UNKNOWN = frozenset(["size"])
+OF_THE_WHOLE = frozenset(["size", "gpa", "gva"])
 
 POINTER = {CpuMode.REAL: 2, CpuMode.PROTECTED: 4, CpuMode.LONG: 8}
 
@@ -56,6 +54,7 @@ class Examination:
 
     Attributes:
         event: the event.
+        bound: what it is judged by.
         instruction: what stands at RIP; None until `decoded` has run, or where nothing can be decoded.
         size: the access's size as far as it is known.
     """
@@ -64,26 +63,30 @@ class Examination:
         self.event = event
         self.instruction: Instruction | None = None
         self.size: int | None = None
-        self._bound = bound
+        self.bound = bound
         self._origin = Origin(rip=event.rip)
         self._fields = EventFields(event)
-        self._size_certain = True
+        self._unknown = ALL_KNOWN
+        self._frame: bool | None = None
         self._code: Gpa | None = None
         self._read = False
 
     def verdict(self) -> Procedure[Verdict]:
         """The verdict on the event."""
         while True:
-            answer = decide(self._bound.table, self._access())
+            answer = decide(self.bound.table, self._access())
             if isinstance(answer, Verdict):
                 return answer
             yield from self._establish(answer)
 
     def verdict_on(self, access: Access, gpa: Gpa, size: int) -> Procedure[Verdict]:
-        """The verdict on bytes that the same instruction accesses, whether or not the event is about them."""
+        """The verdict on bytes that are accessed together with others, whether or not the event is about them.
+
+        What conditions ask about the whole, its size and its address, isn't known of a part.
+        """
         while True:
-            made = MemoryAccess(access, Base.PHYSICAL, gpa, size, self._origin, fields=self._fields)
-            answer = decide(self._bound.table, made)
+            made = MemoryAccess(access, Base.PHYSICAL, gpa, size, self._origin, OF_THE_WHOLE, self._fields)
+            answer = decide(self.bound.table, made)
             if isinstance(answer, Verdict):
                 return answer
             yield from self._establish(answer)
@@ -99,27 +102,18 @@ class Examination:
         if self.event.kind is not EventKind.PF:
             return NoticedEvent(key_of(self.event), self._origin, self._fields)
         access = Access(int(self.event.access))
-        below = FRAME_BELOW if access & Access.W and self._may_be_a_frame() else 0
+        frame = self._frame if access & Access.W else False
         return MemoryAccess(
-            access, Base.PHYSICAL, self.event.gpa, self.size, self._origin, self._size_certain, self._fields, below
+            access, Base.PHYSICAL, self.event.gpa, self.size, self._origin, self._unknown, self._fields, frame
         )
-
-    def _may_be_a_frame(self) -> bool:
-        """Whether the processor itself may be storing, the first word of an exception's frame.
-
-        That goes to the stack in use, or on the way from user mode to the kernel's. Stacks that a TSS names besides
-        can't be told.
-        """
-        event = self.event
-        if event.gva in (GVA_UNKNOWN, (event.rsp & ~15) - 8):
-            return True
-        return bool(event.gva >> 63) and self._fields("cpl") == USER
 
     def _establish(self, fact: Fact) -> Procedure[None]:
         match fact:
+            case Fact.FRAME:
+                self._frame = yield from begins_frame(self.event)
             case Fact.SIZE:
                 size = yield from self._operand_size()
-                self._size_certain = size is not None
+                self._unknown = ALL_KNOWN if size is not None else SIZE_UNKNOWN
                 self.size = NEAR_ZONE if size is None else size
             case Fact.RETURN_ADDRESS:
                 caller = yield from self._return_address()
@@ -137,13 +131,13 @@ class Examination:
         gpa = self._code
         if instruction is None or gpa is None:
             return None
-        if self._bound.code.gpa_of(self.event.rip) != gpa:
+        if self.bound.code.gpa_of(self.event.rip) != gpa:
             # RIP leads to guarded code, but not to what was bound there: the tables were changed, perhaps just now.
             return None
         if page_offset(gpa) + instruction.length > PAGE_SIZE:
             # The rest of the instruction lies on another frame, which would have to be trusted as well.
             return None
-        if not self._bound.keeps_unwritable(gpa, instruction.length):
+        if not self.bound.keeps_unwritable(gpa, instruction.length):
             return None
         return instruction.size_of(Access(int(self.event.access))) or None
 
@@ -157,7 +151,7 @@ class Examination:
 
     def _is_genuine(self, address: int) -> Procedure[bool]:
         """Whether code at `address` lies now where it lay when the plan was bound."""
-        expected = self._bound.code.gpa_of(address)
+        expected = self.bound.code.gpa_of(address)
         if expected is None:
             return False
         return (yield from self.translated(address)) == expected
@@ -172,7 +166,7 @@ class Examination:
         Both are asked for at once where the same address was translated before; what was read at another place than
         RIP leads to now isn't used.
         """
-        mode, cache = self.event.mode, self._bound.code_cache
+        mode, cache = self.event.mode, self.bound.code_cache
         guess = cache.guess(rip)
         commands: list[Command] = [TranslateGva(self.event.vcpu, rip)]
         if guess is not None and cache.get(mode, guess) is None:

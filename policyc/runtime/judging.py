@@ -37,7 +37,7 @@ def judge(state: State, event: Event) -> Procedure[None]:
         case = Examination(event, state.bound)
         try:
             verdict = yield from case.verdict()
-            if (yield from has_moved(state, event, verdict)):
+            while (yield from has_moved(state, event, verdict)) or case.bound is not state.bound:
                 case = Examination(event, state.bound)
                 verdict = yield from case.verdict()
             verdict = under_ceiling(state, verdict)

@@ -26,8 +26,6 @@ __all__ = ["LOOK_PAUSE", "has_moved"]
 LOOK_PAUSE = 1.0
 """Seconds between two walks for one frame, and between two bindings: in between, what was bound counts."""
 
-ALL = Access.R | Access.W | Access.X
-
 
 def has_moved(state: State, event: Event, verdict: Verdict) -> Procedure[bool]:
     """Whether what is denied at an event's frame is guarded elsewhere now, so that it has to be judged anew."""
@@ -41,16 +39,18 @@ def has_moved(state: State, event: Event, verdict: Verdict) -> Procedure[bool]:
     now = yield from time_now()
     if not pages or now - state.looked_at.get(gfn, -LOOK_PAUSE) < LOOK_PAUSE:
         return False
-    state.looked_at[gfn] = now
     spans = [Range(page, Gva(page + PAGE_SIZE)) for page in pages]
     found = yield from read_pages(walk(binding.location.space, spans))
     leads = [part for parts in found.ranges for part in parts if isinstance(part, Translation)]
-    if len(leads) == len(pages) and all(gfn_of(part.gpa_start) == gfn for part in leads):
-        return False
-    if now - state.rebound_at < LOOK_PAUSE:
-        return False
-    state.rebound_at = now
-    return (yield from _follow(state, binding))
+    stays = len(leads) == len(pages) and all(gfn_of(part.gpa_start) == gfn for part in leads)
+    followed = False
+    if not stays and now - state.rebound_at >= LOOK_PAUSE:
+        followed = yield from _follow(state, binding)
+        state.rebound_at = now
+    if not followed:
+        # Noted at the end: an event on another vCPU meanwhile looks for itself, and isn't judged by what was bound.
+        state.looked_at[gfn] = now
+    return followed
 
 
 def _follow(state: State, before: Binding) -> Procedure[bool]:
@@ -61,16 +61,16 @@ def _follow(state: State, before: Binding) -> Procedure[bool]:
         state.degrade()
         yield Emit(StateRecord(state.phase.value, f"what the guest has moved can't be followed: {error}", "critical"))
         return False
-    old, new = before.plan.rights, after.plan.rights
-    changed = sorted(gfn for gfn in {*old, *new} if _of(old, gfn) != _of(new, gfn))
-    refused = yield from _set({gfn: _of(old, gfn) & _of(new, gfn) for gfn in changed})
+    old, new = before.plan, after.plan
+    changed = sorted(gfn for gfn in {*old.rights, *new.rights} if old.allowed(gfn) != new.allowed(gfn))
+    refused = yield from _set({gfn: old.allowed(gfn) & new.allowed(gfn) for gfn in changed})
     if state.binding is not before:
         return True
     state.put_in_force(after)
-    refused += yield from _set({gfn: _of(new, gfn) for gfn in changed})
+    refused += yield from _set({gfn: new.allowed(gfn) for gfn in changed})
     if refused:
         state.degrade()
-    released = [gfn for gfn in changed if gfn not in new]
+    released = [gfn for gfn in changed if gfn not in new.rights]
     yield Emit(
         StateRecord(
             state.phase.value,
@@ -79,7 +79,7 @@ def _follow(state: State, before: Binding) -> Procedure[bool]:
             "critical",
             {
                 "released": [hex(gfn) for gfn in released[:MAX_NAMED]],
-                "guarded": [hex(gfn) for gfn in changed if gfn in new][:MAX_NAMED],
+                "guarded": [hex(gfn) for gfn in changed if gfn in new.rights][:MAX_NAMED],
                 "unmapped": [str(place.place) for place in after.plan.unbound[:MAX_NAMED]],
                 "refused": [str(one) for one in refused],
             },
@@ -90,10 +90,6 @@ def _follow(state: State, before: Binding) -> Procedure[bool]:
 
 MAX_NAMED = 32
 """Frames and places that a record names."""
-
-
-def _of(rights: Mapping[Gfn, Access], gfn: Gfn) -> Access:
-    return rights.get(gfn, ALL)
 
 
 def _set(rights: Mapping[Gfn, Access]) -> Procedure[list[Refused]]:

@@ -56,6 +56,13 @@ class OpenedPages:
         """Whether somebody has to be found who closes them."""
         return bool(self.pages) and not self.closing
 
+    def release(self, gfns: Iterable[Gfn]) -> bool:
+        """Forget frames that aren't guarded any more, so that there is nothing to close; whether none is left now."""
+        some = bool(self.pages)
+        for gfn in gfns:
+            self.pages.pop(gfn, None)
+        return some and not self.pages
+
 
 def open_page(state: State, gfn: Gfn, why: str, details: JsonObject) -> Procedure[bool]:
     """Lift everything from one page for a while; False where that can't be done."""
@@ -101,7 +108,8 @@ def close_pages(state: State) -> Procedure[None]:
                 yield Sleep(due - now)
                 continue
             for gfn in [gfn for gfn, page in opened.pages.items() if page.until <= now]:
-                yield from _close(state, gfn)
+                if gfn in opened.pages:
+                    yield from _close(state, gfn)
     finally:
         opened.closing = False
 
@@ -120,14 +128,14 @@ def page_details(state: State, gfns: Iterable[Gfn], details: JsonObject) -> Json
 def _close(state: State, gfn: Gfn) -> Procedure[None]:
     opened = state.stepping.opened
     try:
-        result = yield from ask(set_page(frame_start(gfn), PageAccess(int(state.bound.rights[gfn]))))
+        result = yield from ask(set_page(frame_start(gfn), PageAccess(int(state.bound.allowed(gfn)))))
         failure = str(result) if isinstance(result, Refused) else None
         after = (yield from _read(gfn)) if failure is None else None
     except TimedOutError as error:
         failure, after = str(error), None
-    if not state.is_guarding:
+    page = opened.pages.get(gfn)
+    if page is None or not state.is_guarding:
         return
-    page = opened.pages[gfn]
     name = f"page {frame_start(gfn):#x}"
     if failure is not None:
         opened.pages[gfn] = _Opened((yield from time_now()) + RETRY_SECONDS, page.before)

@@ -6,6 +6,7 @@ more. Whatever goes wrong on the way, everything is put back before anybody goes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from policyc.kvmi import (
     SinglestepData,
     set_page,
 )
+from policyc.runtime.exception_stacks import frames
 from policyc.runtime.facts import Examination
 from policyc.runtime.opened import note_open, page_details
 from policyc.runtime.procedure import Answer, Emit, Limit, Procedure, TimedOutError, ask, ask_all, next_event, time_now
@@ -110,6 +112,8 @@ def _attempt(state: State, attempt: Attempt) -> Procedure[Came]:
         if (yield from is_denied(state, event, pieces)):
             return Came.DENIED
         needed = needed_rights(pieces, lambda gfn: attempt.lifted.get(gfn, state.bound.rights.get(gfn)))
+        if (yield from _may_push_onto_denied(state, event, {**attempt.lifted, **needed})):
+            return Came.DENIED
         if not needed or len(attempt.lifted.keys() | needed.keys()) > MAX_PAGES:
             return Came.FAILED
         refused = yield from _open(state, attempt, needed)
@@ -156,6 +160,18 @@ def is_denied(state: State, event: Event, pieces: tuple[Piece, ...]) -> Procedur
     return False
 
 
+def _may_push_onto_denied(state: State, event: Event, opened: Mapping[Gfn, Access]) -> Procedure[bool]:
+    """Whether an exception of the instruction could have its frame pushed onto denied bytes of a page that is open."""
+    writable = {gfn for gfn, rights in opened.items() if rights & Access.W and state.bound.denied_spans(gfn, Access.W)}
+    if not writable or state.monitor:
+        return False
+    found = yield from frames(event)
+    if found is None:
+        return True
+    pieces = tuple(Piece(Access.W, gpa, size) for gpa, size in found if gfn_of(gpa) in writable)
+    return (yield from is_denied(state, event, pieces))
+
+
 def _open(state: State, attempt: Attempt, needed: dict[Gfn, Access]) -> Procedure[Came | None]:
     """Give the pages these rights, and switch single-step on; why not, where the kernel refuses."""
     vcpu = attempt.first.vcpu
@@ -184,17 +200,16 @@ def _restore(state: State, attempt: Attempt) -> Procedure[None]:
     """Give every page the rights that it had; what can't be confirmed counts as open."""
     if not attempt.lifted or not state.is_guarding:
         return
-    frames = sorted(attempt.lifted)
-    still_open = [gfn for gfn in frames if gfn in state.stepping.opened.pages]
-    frames = [gfn for gfn in frames if gfn not in state.stepping.opened.pages]
+    still_open = [gfn for gfn in sorted(attempt.lifted) if gfn in state.stepping.opened.pages]
+    lifted = [gfn for gfn in sorted(attempt.lifted) if gfn not in state.stepping.opened.pages]
     yield Limit((yield from time_now()) + RESTORE_LIMIT)
-    commands = [set_page(frame_start(gfn), PageAccess(int(state.bound.rights[gfn]))) for gfn in frames]
+    commands = [set_page(frame_start(gfn), PageAccess(int(state.bound.allowed(gfn)))) for gfn in lifted]
     commands += [set_page(frame_start(gfn), PageAccess.RWX) for gfn in still_open]
     try:
         results = yield from ask_all(commands)
-        failed = [gfn for gfn, result in zip(frames, results, strict=False) if isinstance(result, Refused)]
+        failed = [gfn for gfn, result in zip(lifted, results, strict=False) if isinstance(result, Refused)]
     except TimedOutError:
-        failed = frames
+        failed = lifted
     for gfn in failed:
         yield from note_open(state, gfn)
     if failed:

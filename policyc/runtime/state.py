@@ -118,12 +118,15 @@ class State:
 
     def put_in_force(self, binding: Binding | None) -> None:
         """Judge events by this binding from now on; None is no plan at all."""
-        exposed = self.bound.code_cache.exposed
+        before = self.bound
         self.binding = binding
         self.bound = UNBOUND if binding is None else binding.plan
         if binding is not None:
             # What is lifted at the moment stays so, whatever is judged by another table.
-            self.bound.code_cache.exposed |= exposed
+            self.bound.code_cache.inherit(before.code_cache)
+            released = [gfn for gfn in before.rights if gfn not in self.bound.rights]
+            if self.stepping.opened.release(released):
+                self.mend()
         self.looked_at.clear()
 
     @property

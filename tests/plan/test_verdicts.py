@@ -18,6 +18,8 @@ from policyc.plan.places import Base
 from policyc.plan.sweep import sweep
 from policyc.plan.tables import link_time_table
 from policyc.plan.verdicts import (
+    ALL_KNOWN,
+    FRAME_BELOW,
     NEAR_ZONE,
     Cell,
     Fact,
@@ -76,11 +78,11 @@ class Probe:
     size: int
     rip: int
     fields: Values = field(default_factory=dict)
-    size_certain: bool = True
+    unknown: frozenset[str] = ALL_KNOWN
 
     def value(self, word: str) -> int | None:
-        known: Values = {"access": int(self.kind), "gva": self.start, "rip": self.rip}
-        return (self.fields | known | {"size": self.size if self.size_certain else None}).get(word)
+        known: Values = {"access": int(self.kind), "gva": self.start, "rip": self.rip, "size": self.size}
+        return None if word in self.unknown else (self.fields | known).get(word)
 
 
 def holds(plan: Plan, condition: Condition | None, probe: Probe, *, unknown: bool) -> bool:
@@ -182,13 +184,13 @@ probes = st.builds(
     st.fixed_dictionaries(
         {"cpl": st.sampled_from([None, 0, 3]), "rax": st.sampled_from([None, 0, 2, 8])},
     ),
-    st.booleans(),
+    st.sampled_from([ALL_KNOWN, frozenset(["size"]), frozenset(["size", "gpa", "gva"])]),
 )
 
 
 def asked(probe: Probe) -> MemoryAccess:
     known = access(probe.start, probe.size, kind=probe.kind, rip=probe.rip, fields=probe.fields.get)
-    return replace(known, size_certain=probe.size_certain)
+    return replace(known, unknown=probe.unknown)
 
 
 @given(plans(), probes)
@@ -225,14 +227,26 @@ def test_decide__adding_a_policy_never_weakens_a_reply(plan: Plan, other: Plan, 
 
 @given(plans(), probes)
 def test_decide__an_unknown_size_never_gives_a_weaker_reply_than_any_size(plan: Plan, probe: Probe) -> None:
-    probe = replace(probe, size_certain=True)
+    probe = replace(probe, unknown=ALL_KNOWN)
     unknown = decide(link_time_table(plan), replace(asked(probe), size=None))
     if isinstance(unknown, Verdict):
         assert unknown.effect == verdict_on(plan, asked(probe)).effect
     else:
         assert unknown is Fact.SIZE
-        largest = verdict_on(plan, replace(asked(probe), size=NEAR_ZONE, size_certain=False))
+        largest = verdict_on(plan, replace(asked(probe), size=NEAR_ZONE, unknown=frozenset(["size"])))
         assert strictness(largest.effect) >= strictness(verdict_on(plan, asked(probe)).effect)
+
+
+@given(plans(), probes, st.sampled_from([DATA, DATA + 24, DATA + DATA_BYTES + FRAME_BELOW]))
+def test_decide__what_may_be_a_frame_counts_with_the_bytes_below(plan: Plan, probe: Probe, start: int) -> None:
+    probe = replace(probe, start=start, unknown=frozenset(["size", "gva"]))
+    whether = {
+        frame: decide(link_time_table(plan), replace(asked(probe), frame=frame)) for frame in (None, False, True)
+    }
+    below = replace(probe, start=start - FRAME_BELOW, size=probe.size + FRAME_BELOW)
+    assert whether[True] == verdict_on(plan, asked(below))
+    if whether[None] is not Fact.FRAME:
+        assert whether[None] == whether[False] == whether[True]
 
 
 @given(plans(), probes, st.sampled_from(["cpl", "rax"]))
@@ -445,7 +459,7 @@ def test_decide__the_size_is_asked_for_only_where_a_condition_turns_on_it() -> N
 
     def ask(size: int | None, cpl: int, *, certain: bool = True) -> Verdict | Fact:
         question = access(DATA, size, fields={"cpl": cpl}.get)
-        return decide(table, replace(question, size_certain=certain))
+        return decide(table, replace(question, unknown=ALL_KNOWN if certain else frozenset(["size"])))
 
     assert ask(None, 3) is Fact.SIZE
     assert ask(None, 0) == Verdict(None, None)
@@ -458,7 +472,7 @@ def test_decide__a_size_that_could_not_be_decoded_is_not_believed() -> None:
     """A rule about small stores must not be evaded by a store that can't be decoded."""
     page = place(DATA & -0x1000, (DATA & -0x1000) + 0x1000)
     table = link_time_table(make_plan([page], [rule(places=(0,), when=negate(LARGE))]))
-    assert decide(table, replace(access(DATA, NEAR_ZONE), size_certain=False)) == Verdict(DENY, DENY, (0,))
+    assert decide(table, replace(access(DATA, NEAR_ZONE), unknown=frozenset(["size"]))) == Verdict(DENY, DENY, (0,))
 
 
 def test_decide__conditions_on_events() -> None:

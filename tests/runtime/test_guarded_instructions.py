@@ -57,6 +57,7 @@ BENCHES = [(dialect, cpu) for dialect in GENERATIONS.values() for cpu in ("intel
 BASE = form_named("base")
 GENERAL_PROTECTION = 13
 ON_AMD = frozenset({"on", "below", "above"})
+GUARDS = (*GUARDED_WRITES, *GUARDED_READS)
 UNTRUSTED = LAB + CODE_PAGES * PAGE_SIZE
 """Code that anyone may write: the size of its stores isn't believed."""
 
@@ -157,10 +158,20 @@ def denial_of(row: Row, turns: Sequence[Turn], dialect: Dialect, *, trusted: boo
             for pieces in spans_by_page(turn.accesses, written=written):
                 size = sum(piece.end - piece.start for piece in pieces)
                 counted = max(size, row.at_most) if trusted else UNCERTAIN
-                starts = [piece.start - piece.start % PAGE_SIZE if whole_page else piece.start for piece in pieces]
-                if any(is_denied(start, PAGE_SIZE if whole_page else counted, guards) for start in starts):
+                if whole_page:
+                    # No page can be opened for writes alone, so what isn't known may be read as well.
+                    whole = GUARDS if written else GUARDED_READS
+                    denied = any(is_denied(page_of(piece), PAGE_SIZE, whole) for piece in pieces)
+                else:
+                    denied = any(is_denied(piece.start, counted, guards) for piece in pieces)
+                if denied:
                     return Denial(number, written)
     return None
+
+
+def page_of(piece: Span) -> int:
+    """Where the page of an access begins."""
+    return piece.start - piece.start % PAGE_SIZE
 
 
 def is_denied(start: int, size: int, guards: Sequence[Span]) -> bool:
@@ -172,8 +183,7 @@ def fault_cannot_be_delivered(row: Row, rsp: int, *, trusted: bool) -> bool:
     """Whether the frame of a fault would be pushed onto guarded bytes, or so near that it counts."""
     counted = (row.at_most or 8) if trusted else UNCERTAIN
     top = rsp & ~15
-    guards = (*GUARDED_WRITES, *GUARDED_READS)
-    return any(guard.meets(top - EXCEPTION_FRAME, top) for guard in guards) or is_denied(top - 8, counted, guards)
+    return any(guard.meets(top - EXCEPTION_FRAME, top) for guard in GUARDS) or is_denied(top - 8, counted, GUARDS)
 
 
 @dataclass(frozen=True)
@@ -252,7 +262,7 @@ def refused(turn: Turn, after: Outcome) -> Outcome:
     memory = bytearray(turn.before.memory)
     for access in turn.accesses:
         pages = range(access.start // PAGE_SIZE, (access.end - 1) // PAGE_SIZE + 1)
-        if not access.written or any(guard.start // PAGE_SIZE in pages for guard in GUARDED_WRITES):
+        if not access.written or any(guard.start // PAGE_SIZE in pages for guard in GUARDS):
             break
         memory[access.start - DATA : access.end - DATA] = after.memory[access.start - DATA : access.end - DATA]
     return replace(turn.before, memory=bytes(memory))

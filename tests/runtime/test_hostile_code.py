@@ -18,6 +18,7 @@ from tests.support.laboratory import (
     CODE_PAGES,
     DATA,
     FIXUP,
+    HEAD,
     LAB,
     LAB_GPA,
     OBJECT,
@@ -36,6 +37,11 @@ MOVDQU = bytes.fromhex("f30f7f0b")  # movdqu [rbx], xmm1
 FAULTED = ["injected exception 13"]
 SKIPPED = ["skipped the instruction"]
 HERE = 0x40
+FILL = 0x1122334455667788
+PARTED = f"""
+text: deny write to kernel .text
+before: deny write to virtual {HEAD.start - PAGE_SIZE:#x} size 16
+head: deny write to virtual {HEAD.start:#x} size {HEAD.end - HEAD.start:#x}"""
 
 
 @pytest.fixture(params=[V7, V12], ids=lambda dialect: dialect.name)
@@ -78,6 +84,18 @@ def run(bench: Guarded, at: int, code: bytes, target: int, **registers: int) -> 
 def is_fault(outcome: Outcome, at: int) -> bool:
     """Whether the instruction has raised #GP, and the guest's fixup ended it."""
     return (outcome.fault, outcome.registers["rip"]) == ((13, at), FIXUP + 1)
+
+
+# --- what a rule asks of the whole ---
+
+
+@pytest.mark.parametrize("condition", ["when size >= 512", "when size > 300", "when gpa < 0x1000 or size > 300"])
+def test_a_rule_on_large_stores__holds_for_each_page_of_one(condition: str) -> None:
+    # The step is judged by what lies on each page: the size there isn't that of the store, which the rule asks for.
+    bench = Guarded(V12, "intel", PARTED + f" {condition}")
+    outcome = bench.run(LAB + HERE, bytes.fromhex("480fae07"), {"rdi": HEAD.start - 256}, fill=FILL)
+    assert outcome.bytes_at(HEAD) == FILL.to_bytes(8, "little") * 4
+    assert is_fault(outcome, LAB + HERE)
 
 
 # --- code that changes ---

@@ -5,13 +5,29 @@ from __future__ import annotations
 import pytest
 
 from policyc.addresses import Gpa, Gva, gfn_of
-from policyc.kvmi import V7, V12, Action, Command, Dialect, ErrorCode, EventKind, PageAccess, PfData, SetPageAccess
+from policyc.kvmi import (
+    V7,
+    V12,
+    Action,
+    Command,
+    Dialect,
+    ErrorCode,
+    EventKind,
+    Features,
+    GetVersion,
+    GetVersionReply,
+    PageAccess,
+    PfData,
+    SetPageAccess,
+)
 from policyc.runtime.moved import LOOK_PAUSE
+from policyc.runtime.opened import OPEN_SECONDS
 from policyc.runtime.records import StateRecord, VerdictRecord
 from policyc.runtime.state import Phase
 from tests.support.scripted_kernel import IMAGE_BASE, SLIDE, Conversation, Result, ScriptedKernel, compile_plan, gpa_of
 
 MODULE = 0xFFFFFFFFC0401000
+OTHER = MODULE + 0x2000
 OUTSIDER = IMAGE_BASE + SLIDE + 0x6000
 TEXT = f"module: deny write to virtual {MODULE:#x} size 4K"
 SKIPPED = Action.RETRY
@@ -22,15 +38,16 @@ STORE = bytes.fromhex("488903")  # mov [rbx], rax
 class Module:
     """A conversation with a guest whose module lies in a frame of its own."""
 
-    def __init__(self, dialect: Dialect, *texts: str, override: object = None) -> None:
-        kernel = ScriptedKernel(dialect)
+    def __init__(self, dialect: Dialect, *texts: str, override: object = None, vcpus: int = 1) -> None:
+        kernel = ScriptedKernel(dialect, vcpus=vcpus)
         if callable(override):
             kernel.override = override
         self.talk = Conversation(compile_plan("\n".join(texts)), kernel)
         self.memory = kernel.memory
         self.root = kernel.root
-        self.first, self.second = self.memory.new_page(), self.memory.new_page()
+        self.first, self.second, self.other = (self.memory.new_page() for _ in range(3))
         self.memory.map(self.root, MODULE, self.first)
+        self.memory.map(self.root, OTHER, self.other)
         self.memory.write(gpa_of(IMAGE_BASE + 0x6000), STORE)
         self.talk.connect()
         assert self.talk.state.phase is Phase.ARMED, self.talk.disconnected
@@ -115,6 +132,83 @@ def test_hole__doesnt_follow_to_new_frames(dialect: Dialect) -> None:
     module.memory.map(module.root, MODULE, module.second)
     assert module.write(module.first, 0x100) is LET_PASS
     assert module.write(module.second, 0x800) is SKIPPED
+
+
+def test_two_vcpus__are_both_judged_by_where_the_addresses_lead(dialect: Dialect) -> None:
+    module = Module(dialect, TEXT, vcpus=2)
+    module.memory.map(module.root, MODULE, module.second)
+    kernel = module.talk.peer.kernel
+    for vcpu in (0, 1):
+        # Both events are on their way before either is answered.
+        data = PfData(Gva(MODULE), module.first, PageAccess.W)
+        kernel.send_event(EventKind.PF, vcpu, module.talk.peer.vcpu_state(OUTSIDER, 0), data)
+    module.talk.talk()
+    assert [answer.action for answer in module.talk.peer.answers] == [LET_PASS, LET_PASS]
+    assert (module.guarded, len(module.moves())) == ({gfn_of(module.second)}, 1)
+
+
+def test_an_event__while_the_plan_is_bound_anew_is_judged_by_the_new_binding(dialect: Dialect) -> None:
+    left: list[Module] = []
+
+    def override(command: Command) -> Result:
+        if left and isinstance(command, SetPageAccess):
+            module = left.pop()
+            send(module, vcpu=1)
+        return None
+
+    def send(module: Module, vcpu: int) -> None:
+        data = PfData(Gva(MODULE), module.first, PageAccess.W)
+        module.talk.peer.kernel.send_event(EventKind.PF, vcpu, module.talk.peer.vcpu_state(OUTSIDER, 0), data)
+
+    module = Module(dialect, TEXT, override=override, vcpus=2)
+    module.memory.map(module.root, MODULE, module.second)
+    left.append(module)
+    send(module, vcpu=0)
+    module.talk.talk()
+    assert [answer.action for answer in module.talk.peer.answers] == [LET_PASS, LET_PASS]
+
+
+def test_what_is_being_patched__stays_so_when_the_plan_is_bound_anew(dialect: Dialect) -> None:
+    patching = 'text: deny write to kernel .text except from kernel:__text_poke because "the kernel patches itself"'
+    module = Module(dialect, TEXT, patching, "object: deny write to kernel:guarded_object")
+    talk, code = module.talk, gpa_of(IMAGE_BASE + 0x1000)
+    rip, below = IMAGE_BASE + SLIDE + 0x1000, IMAGE_BASE + 0x6100
+
+    def store(gva: int, gpa: Gpa, by: int) -> Action | None:
+        return talk.event(EventKind.PF, PfData(Gva(gva), gpa, PageAccess.W), rip=by).action
+
+    module.memory.write(code, bytes.fromhex("8803"))  # mov [rbx], al
+    assert store(rip, code, IMAGE_BASE + SLIDE + 0x1240) is LET_PASS
+    module.memory.map(module.root, MODULE, module.second)
+    assert module.write(module.first) is LET_PASS
+    assert len(module.moves()) == 1
+    assert store(below + SLIDE, gpa_of(below), rip) is LET_PASS
+    # Only now does the host perform the patch that it was allowed: eight bytes reach the object.
+    module.memory.write(code, STORE)
+    assert store(below + SLIDE, gpa_of(below), rip) is SKIPPED
+
+
+def test_an_opened_page__that_is_guarded_no_more_is_not_closed() -> None:
+    def no_single_step(command: Command) -> Result:
+        if isinstance(command, GetVersion):
+            return GetVersionReply(max_message_size=8184, features=Features(singlestep=False))
+        return None
+
+    rules = [f"{name}: deny write to virtual {at:#x} size 16" for name, at in (("near", MODULE), ("other", OTHER))]
+    module = Module(V12, *rules, override=no_single_step)
+    talk = module.talk
+    exchange = bytes.fromhex("480fc70c25") + (MODULE + 0x800 & 0xFFFF_FFFF).to_bytes(4, "little")  # cmpxchg16b
+    module.memory.write(gpa_of(IMAGE_BASE + 0x6000), exchange)
+    assert [module.write(module.first, 0x800) for _ in range(3)] == [LET_PASS, LET_PASS, SKIPPED]
+    assert (talk.state.phase, module.guarded) == (Phase.DEGRADED, {gfn_of(module.other)})
+    elsewhere = module.memory.new_page()
+    module.memory.map(module.root, MODULE, module.second)
+    module.memory.map(module.root, OTHER, elsewhere)
+    assert module.write(module.other) is LET_PASS
+    assert talk.state.phase is Phase.ARMED
+    talk.pass_time(OPEN_SECONDS + 1)
+    assert (talk.state.phase, talk.disconnected) == (Phase.ARMED, None)
+    assert module.guarded == {gfn_of(module.second), gfn_of(elsewhere)}
 
 
 def test_image__stays_where_it_was_bound(dialect: Dialect) -> None:

@@ -70,6 +70,24 @@ def test_what_accesses_more_than_one_certain_place_has_no_operand(code: str) -> 
     assert instruction.operand is None
 
 
+@pytest.mark.parametrize("prefixes", ["653e", "3e65", "642e", "652666", "6736f364"])
+def test_a_prefix_that_hides_a_segment__leaves_no_operand(prefixes: str) -> None:
+    # A processor ignores CS, DS, ES and SS in long mode, and adds the base of FS or GS whatever comes behind it.
+    instruction = decode(CpuMode.LONG, bytes.fromhex(prefixes + "8903"))
+    assert instruction is not None
+    assert instruction.operand is None
+
+
+@pytest.mark.parametrize(
+    ("code", "segment"), [("658903", "gs"), ("64668903", "fs"), ("3e8903", None), ("26668903", None)]
+)
+def test_a_segment_by_itself__is_added_where_it_has_a_base(code: str, segment: str | None) -> None:
+    instruction = decode(CpuMode.LONG, bytes.fromhex(code))
+    assert instruction is not None
+    assert instruction.operand is not None
+    assert instruction.operand.segment == segment
+
+
 def test_segments_outside_long_mode_are_not_certain() -> None:
     instruction = decode(CpuMode.PROTECTED, bytes.fromhex("8903"))
     assert instruction is not None

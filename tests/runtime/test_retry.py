@@ -176,3 +176,15 @@ def test_retry__whatever_two_vcpus_do(attempts: list[tuple[int, int]], retries: 
         assert recorded(talk) == expected
     talk.hang_up()
     assert sorted(recorded(talk)) == sorted([*expected, *((AGAIN, tried) for _, tried in runs.values())])
+
+
+def test_retry__a_guest_that_wishes_to_be_let_go_meanwhile_is(dialect: Dialect) -> None:
+    talk = armed(dialect, TEXT)
+    write(talk)
+    assert talk.state.scheduler.awaiting
+    # It comes from the VMM and names no vCPU: not what the attempt waits for.
+    talk.peer.kernel.send_vm_event(EventKind.UNHOOK)
+    talk.talk()
+    assert set(talk.phases()) == {"UNHOOKING"}
+    assert talk.disconnected == "the guest has been let go"
+    assert talk.peer.rights == {}

@@ -50,6 +50,7 @@ from policyc.kvmi import (
     ReadPhysicalReply,
     Registers,
     ReplyData,
+    Segment,
     SetPageAccess,
     Status,
     SystemRegisters,
@@ -99,6 +100,8 @@ SLIDE = 0x4200000
 IMAGE_GPA = 0x100_0000
 IMAGE_PAGES = 16
 IDT_GVA = 0xFFFFFE0000000000
+TSS_GVA = IDT_GVA + 0x3000
+STACK_TOP = IDT_GVA + 0x2000
 UNMAPPED = (1 << 64) - 1
 
 SYSTEM_MAP = b"""\
@@ -144,7 +147,11 @@ def gpa_of(link_address: int) -> Gpa:
 
 
 def guest_memory(slide: int = SLIDE) -> tuple[GuestMemory, Gpa]:
-    """The kernel image in 4 KiB pages, and an IDT with two gates; returns the memory and the root of its tables."""
+    """The kernel image in 4 KiB pages, an IDT with two gates, and a TSS whose stacks are all one.
+
+    Returns:
+        The memory and the root of its tables.
+    """
     memory = GuestMemory()
     root = memory.new_page()
     for page in range(IMAGE_PAGES):
@@ -156,6 +163,10 @@ def guest_memory(slide: int = SLIDE) -> tuple[GuestMemory, Gpa]:
     for vector, handler in ((0, IMAGE_BASE + 0xA10 + slide), (14, IMAGE_BASE + 0xC60 + slide)):
         gate = struct.pack("<HHBBHII", handler & 0xFFFF, 0x10, 0, 0x8E, handler >> 16 & 0xFFFF, handler >> 32, 0)
         memory.write(idt + vector * 16, gate)
+    tss = memory.new_page()
+    memory.map(root, TSS_GVA, tss)
+    memory.map(root, STACK_TOP - PAGE_SIZE, memory.new_page())
+    memory.write(tss, struct.pack("<I3Q8x7Q", 0, *[STACK_TOP] * 10))
     return memory, root
 
 
@@ -298,6 +309,7 @@ class ScriptedKernel:
         return SystemRegisters(
             idt=DescriptorTable(IDT_GVA, 0xFFF),
             gdt=DescriptorTable(IMAGE_BASE + self.slide + 0x6000, 0x7F),
+            tr=Segment(base=TSS_GVA, limit=0x67, type=11, present=1),
             cr0=0x80050033,
             cr3=self.root,
             cr4=0x3006F0,
