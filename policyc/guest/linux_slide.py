@@ -56,10 +56,15 @@ class KernelNotReady:
 
 @dataclass(frozen=True, slots=True)
 class WrongKernel:
-    """What runs isn't the profile's kernel, or isn't whole: the reason, and each anchor that contradicts."""
+    """What runs isn't the profile's kernel, or isn't whole: the reason, and each anchor that contradicts.
+
+    Attributes:
+        whole: false where most anchors agree, so that the kernel is the profile's and somebody has changed the others.
+    """
 
     reason: str
     disagreements: tuple[Disagreement, ...] = ()
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +103,7 @@ def locate(
         if (target := targets[anchor.place]) is not None and anchor.place not in agreed
     )
     if disagreements:
-        return WrongKernel(
-            f"{len(disagreements)} of {len(anchors)} anchors contradict the profile: it is of another kernel, "
-            "or this kernel's entry points were changed",
-            disagreements,
-        )
+        return _contradicted(len(anchors), agreed, disagreements)
     unfit = _unfit(profile, slide)
     if unfit is not None:
         return WrongKernel(unfit)
@@ -110,6 +111,18 @@ def locate(
     if len(agreed) < needed:
         return KernelNotReady(f"{len(agreed)} of {len(anchors)} anchors are in place, {needed} are needed")
     return Located(slide, agreed, silent)
+
+
+def _contradicted(count: int, agreed: Sequence[str], disagreements: tuple[Disagreement, ...]) -> WrongKernel:
+    """Another kernel agrees by accident at most; where the greater part agrees, the rest was changed."""
+    number = len(disagreements)
+    if len(agreed) <= number:
+        return WrongKernel(
+            f"{number} of {count} anchors contradict the profile: it is of another kernel", disagreements
+        )
+    verb = "leads" if number == 1 else "lead"
+    reason = f"{number} of {count} anchors {verb} elsewhere, and {len(agreed)} agree: its entry points were changed"
+    return WrongKernel(reason, disagreements, whole=False)
 
 
 def _target(anchor: Anchor, lstar: int, idt: bytes) -> Gva | None:

@@ -18,7 +18,7 @@ from policyc.runtime.doctor_rows import Row, each, when
 __all__ = ["ROWS"]
 
 MAX_DISAGREEMENTS = 3
-"""Places of a foreign kernel that contradict the profile and are named; the others are counted."""
+"""Places of a kernel that contradict the profile and are named; the others are counted."""
 
 
 def _dialect(case: Case) -> Dialect | None:
@@ -95,8 +95,15 @@ def _kernel_found(case: Case) -> Iterator[str]:
 
 def _wrong_kernel(case: Case) -> Iterator[str]:
     found = case.chart.search
-    if isinstance(found, WrongKernel):
+    if isinstance(found, WrongKernel) and found.whole:
         yield f"this isn't the profile's kernel: {found.reason}"
+        yield from map(str, found.disagreements[:MAX_DISAGREEMENTS])
+
+
+def _changed_kernel(case: Case) -> Iterator[str]:
+    found = case.chart.search
+    if isinstance(found, WrongKernel) and not found.whole:
+        yield f"this is the profile's kernel, and not as it was built: {found.reason}"
         yield from map(str, found.disagreements[:MAX_DISAGREEMENTS])
 
 
@@ -170,6 +177,12 @@ ROWS: tuple[Row, ...] = (
         Level.BROKEN,
         _wrong_kernel,
         "make a profile of the kernel that runs here: `policyc profile build`",
+    ),
+    each(
+        "kernel-changed",
+        Level.BROKEN,
+        _changed_kernel,
+        "look at what is there before you guard it: a rootkit leads entry points to code of its own",
     ),
     each("profile-unusable", Level.BROKEN, _unsearchable),
     each("kernel-not-ready", Level.NOTE, _kernel_not_ready),

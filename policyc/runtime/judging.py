@@ -120,5 +120,8 @@ def count(state: State, verdict: Verdict) -> None:
 
 
 def under_ceiling(state: State, verdict: Verdict) -> Verdict:
-    """The verdict as `run --monitor` has it: nothing gives the reply, whatever would."""
-    return replace(verdict, effect=None) if state.monitor else verdict
+    """The verdict as `run --monitor` has it: nothing gives the reply, whatever would; who logs only, still does."""
+    effect = verdict.effect
+    if not state.monitor or effect is None or (effect.kind <= EffectKind.LOG and not effect.retries):
+        return verdict
+    return replace(verdict, effect=None)

@@ -243,12 +243,12 @@ def test_arming__page_tables_that_never_rest_are_refused() -> None:
     assert talk.peer.rights == {}
 
 
-def test_arming__a_profile_of_another_kernel_is_refused() -> None:
+def test_arming__a_kernel_whose_entry_points_are_elsewhere_is_refused() -> None:
     other = SYSTEM_MAP.replace(b"ffffffff81000c60 T asm_exc_page_fault", b"ffffffff81000c70 T asm_exc_page_fault")
     talk = Conversation(compile_plan(TEXT, system_map=other), ScriptedKernel(V7))
     talk.connect()
     assert talk.state.outcome is not None
-    assert "contradict the profile" in talk.state.outcome.fact
+    assert talk.state.outcome.fact == "1 of 3 anchors leads elsewhere, and 2 agree: its entry points were changed"
     assert any("vector 14" in detail for detail in talk.state.outcome.details)
 
 
