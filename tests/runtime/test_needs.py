@@ -26,7 +26,7 @@ from tests.support.scripted_kernel import Conversation, ScriptedKernel, compile_
 def test_a_generation_without_a_needed_message_is_refused_by_its_name(
     kinds: tuple[EventKind, ...], lacking: tuple[str, ...]
 ) -> None:
-    procedure = check_permissions(V6, Needs(kinds=kinds, crs=(), msrs=()))
+    procedure = check_permissions(V6, Needs(kinds=kinds, crs=(), msrs=()), steps=False)
     with pytest.raises(StopIteration) as stopped:
         next(procedure)
     assert stopped.value.value == lacking
