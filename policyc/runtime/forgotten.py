@@ -24,7 +24,7 @@ class Forgotten:
     """The commands that were given up on and may still be answered.
 
     Attributes:
-        silent: vCPUs that owe an answer and haven't been heard of since. Nothing is sent to them.
+        silent: vCPUs that owe an answer and haven't been heard of since.
     """
 
     def __init__(self) -> None:

@@ -58,7 +58,7 @@ def _get_past(state: State, case: Examination) -> Procedure[str]:
         return (yield from _without_step(state, case, Came.UNSUPPORTED, doubtful=doubtful))
     if stepping.repeats.is_stuck(event):
         return (yield from _without_step(state, case, Came.STUCK, doubtful=doubtful))
-    if state.scheduler.forgotten.silent - {event.vcpu}:
+    if state.scheduler.silent:
         # Another vCPU may run for all we know, and asking it again would tell nothing new.
         return (yield from _without_step(state, case, Came.LATE, doubtful=doubtful))
     if not stepping.budget.allows((yield from time_now())):

@@ -92,6 +92,13 @@ class Scheduler:
         """Whether no procedure is under way, but for those that sleep or wait for an event that may never come."""
         return all(task.asleep or task.awaited is not None for task in self._tasks)
 
+    @property
+    def silent(self) -> set[int]:
+        """The vCPUs that owe an answer, but for those that stand at events, where they carry out what they're asked."""
+        if not self.forgotten.silent:
+            return set()
+        return self.forgotten.silent - self.standing.pending.keys() - self.standing.held.keys()
+
     def start(
         self, procedure: Procedure[T], done: Callable[[T, float, list[Output]], None], now: float, out: list[Output]
     ) -> None:
@@ -255,9 +262,9 @@ class Scheduler:
 
     def _silent_among(self, commands: tuple[Command, ...]) -> set[int]:
         """The vCPUs that these commands are for and that owe an answer to an earlier one."""
-        if not self.forgotten.silent:
+        if not (silent := self.silent):
             return set()
-        return {vcpu for command in commands if (vcpu := executor_of(command)) in self.forgotten.silent}
+        return {vcpu for command in commands if (vcpu := executor_of(command)) in silent}
 
     def _resume_paused(self, now: float, out: list[Output]) -> None:
         for task in list(self._tasks):

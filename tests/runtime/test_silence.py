@@ -13,6 +13,7 @@ from policyc.kvmi import (
     V12,
     Action,
     Command,
+    ControlSinglestep,
     Dialect,
     ErrorCode,
     EventKind,
@@ -37,7 +38,7 @@ from tests.support.scripted_kernel import (
     ScriptedKernel,
     compile_plan,
 )
-from tests.support.stepping_talk import Stuck, facts, guarded
+from tests.support.stepping_talk import Stuck, facts, guarded, moves
 
 DENY_OBJECT = "object: deny write to kernel:guarded_object"
 COLLATERAL = IMAGE_BASE + 0x6800
@@ -109,6 +110,14 @@ def test_step__an_event_shows_as_much_as_an_answer(dialect: Dialect) -> None:
     stuck.talk.peer.override = lambda command: None
     stuck.send(EventKind.HYPERCALL, rip=0x1000, vcpu=1)
     assert stuck.faults(COLLATERAL, 1) == [Action.RETRY]
+
+
+def test_step__single_step_is_switched_off_although_the_answer_to_switching_it_on_is_late(dialect: Dialect) -> None:
+    stuck = guarded(dialect, EXCHANGE, DENY_OBJECT)
+    stuck.talk.peer.override = lambda command: SILENCE if isinstance(command, ControlSinglestep) else None
+    stuck.faults(COLLATERAL)
+    stuck.talk.pass_time(STOP_LIMIT)
+    assert moves(stuck)[-2:] == ["pages 6000:r-x", "ControlSinglestep off"]
 
 
 def test_step__a_late_refusal_to_pause_leaves_nothing_behind() -> None:
