@@ -71,6 +71,7 @@ class Armed:
         found: the kernel that runs there.
         guarded: the vCPUs that have been given the plan's events.
         overlong_stop: its vCPUs stood still for longer than they should have.
+        announced: the kernel will announce vCPUs that are plugged in.
         limits: what the plan needs and this host doesn't report.
     """
 
@@ -79,6 +80,7 @@ class Armed:
     vcpus: int
     guarded: frozenset[int]
     overlong_stop: bool = False
+    announced: bool = False
     limits: tuple[HostLimit, ...] = ()
 
 
@@ -115,7 +117,7 @@ def _arm(plan: Plan, dialect: Dialect, options: ArmingOptions, *, steps: bool) -
         return found
     # Not earlier: a vCPU that comes into being from now on is held until the guest is armed, and a kernel that is still
     # booting waits for its processors.
-    yield from announce_vcpus(dialect)
+    announced = yield from announce_vcpus(dialect)
     count = yield from vcpu_count()
     if count is None:
         return Refusal("the kernel doesn't say how many vCPUs the guest has")
@@ -127,7 +129,7 @@ def _arm(plan: Plan, dialect: Dialect, options: ArmingOptions, *, steps: bool) -
         outcome = yield from _stop_and_restrict(plan, found, binding, vcpus, started, options, last=last)
         yield Resume()
         if isinstance(outcome, Armed):
-            return replace(outcome, limits=limits_of(dialect, maker, needs))
+            return replace(outcome, limits=limits_of(dialect, maker, needs), announced=announced)
         if outcome is not None:
             return outcome
         yield Sleep(STOP_PAUSE)

@@ -99,7 +99,7 @@ def _armed(state: State, result: Armed | Refusal, now: float, out: list[Output])
     state.put_in_force(result.binding)
     state.guarded = set(result.guarded)
     state.unmended = result.overlong_stop or bool(result.limits)
-    if state.dialect is not None and EventKind.CREATE_VCPU not in state.dialect.events:
+    if not result.announced:
         start(state, watch_vcpus(state, result.vcpus), now, out)
     enter(
         state,

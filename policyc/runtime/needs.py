@@ -127,10 +127,11 @@ def check_permissions(dialect: Dialect, needs: Needs, *, steps: bool) -> Procedu
     return ()
 
 
-def announce_vcpus(dialect: Dialect) -> Procedure[None]:
-    """Have the kernel announce each vCPU before its first instruction, where it can."""
-    if EventKind.CREATE_VCPU in dialect.events:
-        yield from ask(ControlVmEvents(EventKind.CREATE_VCPU, enable=True))
+def announce_vcpus(dialect: Dialect) -> Procedure[bool]:
+    """Have the kernel announce each vCPU before its first instruction; whether it will."""
+    if EventKind.CREATE_VCPU not in dialect.events:
+        return False
+    return not isinstance((yield from ask(ControlVmEvents(EventKind.CREATE_VCPU, enable=True))), Refused)
 
 
 def event_commands(needs: Needs, vcpu: int, *, enable: bool = True) -> Sequence[Command]:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from policyc.kvmi import V12, Command, ControlEvents, ErrorCode, PauseVcpu, ReplyData
+from policyc.kvmi import (
+    V7,
+    V12,
+    Command,
+    ControlEvents,
+    ErrorCode,
+    EventKind,
+    KernelConnection,
+    PauseVcpu,
+    ReplyData,
+)
 from policyc.runtime.new_vcpus import VCPU_POLL
 from policyc.runtime.records import StateRecord
 from policyc.runtime.state import Phase
@@ -84,6 +94,18 @@ def test_refusal__of_one_keeps_no_other_from_being_guarded() -> None:
     talk.pass_time(VCPU_POLL)
     assert guarded(talk) == {1, 2, 3}
     assert talk.state.phase is Phase.DEGRADED
+
+
+def test_new__is_looked_for_where_the_vmm_doesnt_allow_announcements() -> None:
+    peer = ScriptedKernel(V7)
+    peer.kernel = KernelConnection(V7, 1, events=V7.events.keys() - {EventKind.CREATE_VCPU})
+    talk = Conversation(compile_plan(TEXT), peer)
+    talk.connect()
+    assert talk.state.phase is Phase.ARMED
+    peer.vcpus = peer.kernel.vcpu_count = 2
+    talk.pass_time(VCPU_POLL)
+    assert guarded(talk) == {0, 1}
+    assert told(talk) == [("high", STOPPED_LATE.format(VCPU_POLL))]
 
 
 def test_new__is_said_with_how_long_it_may_have_run() -> None:
