@@ -104,7 +104,7 @@ def test_hotplug__is_guarded(dialect: str, tmp_path: Path) -> None:
         assert guest.tell("hotplug")["vcpu"] == 1
         if dialect == "v12":
             record = service.wait(lambda record: "ran unguarded" in str(record.get("fact")))
-            assert record["fact"] == "vCPU 1 is new, and ran unguarded for up to 1 seconds"
+            assert str(record["fact"]).startswith("vCPU 1 is new, and ran unguarded for up to 1.")
             assert record["severity"] == "high"
         assert guest.tell("online 1")["returned"] == 0
         for attack in ("straddle", "lstar", "smep-clear"):

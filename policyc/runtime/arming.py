@@ -69,21 +69,29 @@ class Armed:
     Attributes:
         binding: the plan in this guest's memory, and what that rests on.
         found: the kernel that runs there.
+        guarded: the vCPUs that have been given the plan's events.
         overlong_stop: its vCPUs stood still for longer than they should have.
+        announced: the kernel will announce vCPUs that are plugged in.
         limits: what the plan needs and this host doesn't report.
     """
 
     binding: Binding
     found: KernelFound
     vcpus: int
+    guarded: frozenset[int]
     overlong_stop: bool = False
+    announced: bool = False
     limits: tuple[HostLimit, ...] = ()
 
 
-def arm(plan: Plan, dialect: Dialect, options: ArmingOptions) -> Procedure[Armed | Refusal]:
-    """Arm the guest at the other end; nothing is left restricted after a refusal."""
+def arm(plan: Plan, dialect: Dialect, options: ArmingOptions, *, steps: bool) -> Procedure[Armed | Refusal]:
+    """Arm the guest at the other end; nothing is left restricted after a refusal.
+
+    Args:
+        steps: whether the host says that it can single-step.
+    """
     try:
-        return (yield from _arm(plan, dialect, options))
+        return (yield from _arm(plan, dialect, options, steps=steps))
     except (BindError, WalkLimitError) as error:
         refusal = Refusal(str(error))
     except ProfileError as error:
@@ -94,11 +102,11 @@ def arm(plan: Plan, dialect: Dialect, options: ArmingOptions) -> Procedure[Armed
     return refusal
 
 
-def _arm(plan: Plan, dialect: Dialect, options: ArmingOptions) -> Procedure[Armed | Refusal]:
+def _arm(plan: Plan, dialect: Dialect, options: ArmingOptions, *, steps: bool) -> Procedure[Armed | Refusal]:
     if plan.target not in ("any", dialect.name):
         return Refusal(f"the plan was compiled for {plan.target}, and this kernel speaks {dialect.name}")
     needs = needs_of(plan)
-    denied = yield from check_permissions(dialect, needs)
+    denied = yield from check_permissions(dialect, needs, steps=steps)
     if denied:
         return Refusal("the VMM doesn't allow what the plan needs", denied)
     maker = (yield from maker_of(0)) if needs_maker(plan, dialect, needs) else None
@@ -109,7 +117,7 @@ def _arm(plan: Plan, dialect: Dialect, options: ArmingOptions) -> Procedure[Arme
         return found
     # Not earlier: a vCPU that comes into being from now on is held until the guest is armed, and a kernel that is still
     # booting waits for its processors.
-    yield from announce_vcpus(dialect)
+    announced = yield from announce_vcpus(dialect)
     count = yield from vcpu_count()
     if count is None:
         return Refusal("the kernel doesn't say how many vCPUs the guest has")
@@ -121,7 +129,7 @@ def _arm(plan: Plan, dialect: Dialect, options: ArmingOptions) -> Procedure[Arme
         outcome = yield from _stop_and_restrict(plan, found, binding, vcpus, started, options, last=last)
         yield Resume()
         if isinstance(outcome, Armed):
-            return replace(outcome, limits=limits_of(dialect, maker, needs))
+            return replace(outcome, limits=limits_of(dialect, maker, needs), announced=announced)
         if outcome is not None:
             return outcome
         yield Sleep(STOP_PAUSE)
@@ -143,7 +151,10 @@ def _stop_and_restrict(
     None where the stop took longer than it may before anything was restricted, unless this is the last attempt.
     """
     # A vCPU that isn't started sends its PAUSE event before its first instruction: it is given its events there.
-    yield from ask_all(PauseVcpu(vcpu, wait=True) for vcpu in sorted(vcpus))
+    results = yield from ask_all(PauseVcpu(vcpu, wait=True) for vcpu in sorted(vcpus))
+    refused = tuple(str(result) for result in results if isinstance(result, Refused))
+    if refused:
+        return Refusal("the kernel doesn't stop every vCPU", refused, transient=True)
     yield Pause(started)
     stopped = yield from time_now()
     current = yield from _read_again(plan, found, binding, vcpus, options)
@@ -152,8 +163,9 @@ def _stop_and_restrict(
     late = (yield from time_now()) - stopped > options.stop_limit
     if late and not last:
         return None
-    refusal = yield from _restrict(current.plan, needs_of(plan))
-    return refusal or Armed(current, found, len(vcpus), overlong_stop=late)
+    guarded: set[int] = set()
+    refusal = yield from _restrict(current.plan, needs_of(plan), guarded)
+    return refusal or Armed(current, found, len(vcpus), frozenset(guarded), overlong_stop=late)
 
 
 def vcpu_count() -> Procedure[int | None]:
@@ -207,12 +219,14 @@ def _changed(binding: Binding) -> Procedure[bool]:
     return bool(binding.walk.changed({gfn: page_of(pages, gfn) for gfn in tables.gfns}))
 
 
-def _restrict(bound: BoundPlan, needs: Needs) -> Procedure[Refusal | None]:
+def _restrict(bound: BoundPlan, needs: Needs, guarded: set[int]) -> Procedure[Refusal | None]:
     """Events on every vCPU that stands still, then rights; everything is undone if the kernel refuses any of it.
 
     A vCPU may come to its first instruction meanwhile. It is held there, and given its events before anybody goes on.
+
+    Args:
+        guarded: takes up the vCPUs that have been given their events.
     """
-    guarded: set[int] = set()
     refused = yield from _guard_held(needs, guarded)
     if not refused:
         results = yield from ask_all(_page_commands(bound, lift=False))

@@ -165,7 +165,7 @@ def _leave(checkup: Checkup, reason: str, out: list[Output]) -> None:
 
 def _on_lost(checkup: Checkup, now: float, lost: Lost, out: list[Output]) -> None:
     checkup.scheduler.cancel()
-    checkup.scheduler.held.clear()
+    checkup.scheduler.standing.clear()
     checkup.phase_deadline = None
 
 

@@ -60,7 +60,7 @@ LOST_WITH_COMMAND: Mapping[type[Command], Loss] = {
     TranslateGva: _all("whether code is what it was can't be told"),
     ControlCr: _some("rules on cr0, cr3 and cr4 can't be armed"),
     ControlMsr: _some("rules on MSRs can't be armed"),
-    ControlSinglestep: _some("an instruction that KVM can't emulate can't be stepped over"),
+    ControlSinglestep: _some("rules on memory can't be armed where the host can single-step"),
     ControlVmEvents: _some("the VMM can't ask us to leave, it cuts the connection instead"),
     GetCpuid: _some("page rights can't be checked against the guest's processor"),
 }
@@ -78,7 +78,7 @@ LOST_WITH_EVENT: Mapping[EventKind, Loss] = {
     EventKind.CPUID: _some("rules on cpuid can't be armed"),
     EventKind.CREATE_VCPU: _some("a vCPU that is added later is guarded late"),
     EventKind.UNHOOK: _some("the VMM can't ask us to leave, it cuts the connection instead"),
-    EventKind.SINGLESTEP: _some("an instruction that KVM can't emulate can't be stepped over"),
+    EventKind.SINGLESTEP: _some("rules on memory can't be armed where the host can single-step"),
 }
 """What isn't listed is used by no policy."""
 

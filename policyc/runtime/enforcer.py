@@ -39,9 +39,8 @@ def step(state: State, now: float, input: Input) -> list[Output]:
         on_event(state, now, input, out)
     else:
         _HANDLERS[type(input)](state, now, input, out)
-        # A step ends with the result of a command, never with an event.
-        if state.stepping.chores:
-            _catch_up(state, now, out)
+    if state.stepping.chores:
+        _catch_up(state, now, out)
     return out
 
 
@@ -53,6 +52,7 @@ def _catch_up(state: State, now: float, out: list[Output]) -> None:
     if state.stepping.opened.wants_closing:
         life.start(state, close_pages(state), now, out)
     for event in state.stepping.take_deferred():
+        state.scheduler.standing.pending.pop(event.vcpu, None)
         on_event(state, now, event, out)
 
 

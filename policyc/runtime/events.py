@@ -40,7 +40,10 @@ def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
     """Answer an event: at once where a look-up is enough, else as a procedure."""
     state.counters.events += 1
     # What no vCPU stands at, such as a VMM's wish to be let go, is never what somebody waits for.
-    offered = state.scheduler.awaiting and event.needs_reply
+    at_vcpu = event.needs_reply
+    if at_vcpu and state.scheduler.forgotten.silent:
+        state.scheduler.forgotten.heard(event.vcpu)
+    offered = at_vcpu and state.scheduler.awaiting
     if offered and state.scheduler.offer(event, now, out, judged=event.kind not in _OTHERS):
         return
     bound = state.bound
@@ -77,19 +80,31 @@ def _only_logs(effect: Effect) -> bool:
 
 
 def _judge_event(state: State, now: float, event: Event, out: list[Output]) -> None:
+    state.scheduler.stand(event, now, out)
     start(state, judge(state, event), now, out)
 
 
 def _on_standing_vcpu(state: State, now: float, event: Event, out: list[Output]) -> None:
-    """Let a vCPU that was paused or created wait while the guest is being armed; later, guard it at once."""
-    if state.phase is Phase.BINDING:
-        state.scheduler.hold(event, now, out)
-    elif not state.stepping.standstill.take(event, state.scheduler, now, out, busy=state.stepping.busy):
+    """Let a vCPU that was paused or created wait while the guest is being armed; later, guard it at once.
+
+    One that has its events already was stopped for a step, which may be over by now.
+    """
+    scheduler, guarded = state.scheduler, event.kind is EventKind.PAUSE and event.vcpu in state.guarded
+    if state.phase is Phase.BINDING or (guarded and event.vcpu in scheduler.standing.stopped):
+        scheduler.hold(event, now, out)
+    elif guarded:
+        out.append(Reply(event, Action.CONTINUE))
+    elif state.stepping.busy:
+        # It comes into being just now, and must not run while pages are open.
+        state.stepping.deferred.append(event)
+        scheduler.stand(event, now, out)
+    else:
         _welcome_vcpu(state, now, event, out)
 
 
 def _welcome_vcpu(state: State, now: float, event: Event, out: list[Output]) -> None:
     """A vCPU before its first instruction: give it the plan's events, then let it run."""
+    state.scheduler.stand(event, now, out)
     start(state, _guard(state, event), now, out)
 
 
@@ -103,6 +118,8 @@ def _guard(state: State, event: Event) -> Procedure[None]:
             fact = f"vCPU {event.vcpu} isn't guarded: {'; '.join(refused)}"
             state.degrade()
             yield Emit(StateRecord(Phase.DEGRADED.value, fact, "critical"))
+        elif not refused:
+            state.guarded.add(event.vcpu)
     if event.kind is EventKind.CREATE_VCPU:
         yield from judge(state, event)
     else:

@@ -14,7 +14,7 @@ from enum import Enum
 
 from policyc.addresses import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, frame_start
 from policyc.kvmi import ControlEvents, PageAccess, ReadPhysical, ReadPhysicalReply, Refused, SetPageAccess, set_page
-from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError, ask, ask_all
+from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError, ask, ask_each
 from policyc.runtime.records import StateRecord
 
 __all__ = ["DEAF_BIT", "FrameOutcome", "FrameTrial", "FrameTrials", "ProbeResult", "ProbeVerdict", "Watch"]
@@ -138,13 +138,12 @@ class FrameTrials:
         return ProbeResult(tuple(self._trials), reason, tuple(self._unrestored))
 
     def restore(self, *commands: ControlEvents | SetPageAccess) -> Procedure[None]:
-        """Put something back; what the kernel refuses is kept for the result."""
-        try:
-            results = yield from ask_all(commands)
-        except TimedOutError as error:
-            self._unrestored.append(str(error))
-            return
-        self._unrestored += [str(result) for result in results if isinstance(result, Refused)]
+        """Put something back; what the kernel refuses or doesn't answer is kept for the result."""
+        for command, result in zip(commands, (yield from ask_each(commands)), strict=True):
+            if result is None:
+                self._unrestored.append(f"{type(command).__name__}: unanswered")
+            elif isinstance(result, Refused):
+                self._unrestored.append(str(result))
 
     def _try_some(self, frames: Sequence[Gfn]) -> Procedure[None]:
         for gfn in frames[:TRIED_OF_A_KIND]:

@@ -12,20 +12,20 @@ from policyc.kvmi import (
     GetRegisters,
     Hello,
     Negotiated,
-    PauseVcpu,
     ReadPhysical,
     Refused,
     ReplyData,
     TranslateGva,
 )
-from policyc.runtime.arming import Armed, arm, disarm, vcpu_count
+from policyc.runtime.arming import Armed, arm, disarm
 from policyc.runtime.bound import BoundPlan
 from policyc.runtime.frame_trials import Watch
 from policyc.runtime.futile import Futile
 from policyc.runtime.locate import Refusal
 from policyc.runtime.msr_watch import MsrWatch
 from policyc.runtime.needs import needs_of
-from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError, ask, ask_all
+from policyc.runtime.new_vcpus import watch_vcpus
+from policyc.runtime.procedure import Emit, Procedure, TimedOutError, ask
 from policyc.runtime.records import StateRecord
 from policyc.runtime.self_test import self_test
 from policyc.runtime.state import GUARDING, Phase, State, enter
@@ -61,9 +61,6 @@ __all__ = [
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds for the hello, and again for finding out the dialect: QEMU's own handshake_timeout."""
 
-VCPU_POLL = 1.0
-"""Seconds between two looks for new vCPUs, in dialects that don't announce them."""
-
 LEAVE_TIMEOUT = 10.0
 """Seconds for lifting restrictions before we close all the same; QEMU cuts the line after 60."""
 
@@ -89,7 +86,7 @@ def on_negotiated(state: State, now: float, negotiated: Negotiated, out: list[Ou
     state.stepping.available = negotiated.features.singlestep
     state.phase_deadline = None
     enter(state, Phase.BINDING, f"the kernel speaks {negotiated.dialect.name}", out, dialect=negotiated.dialect.name)
-    procedure = arm(state.plan, negotiated.dialect, state.arming)
+    procedure = arm(state.plan, negotiated.dialect, state.arming, steps=negotiated.features.singlestep)
     state.scheduler.start(procedure, lambda result, at, more: _armed(state, result, at, more), now, out)
 
 
@@ -100,9 +97,10 @@ def _armed(state: State, result: Armed | Refusal, now: float, out: list[Output])
         out.append(Disconnect(result.fact))
         return
     state.put_in_force(result.binding)
+    state.guarded = set(result.guarded)
     state.unmended = result.overlong_stop or bool(result.limits)
-    if state.dialect is not None and EventKind.CREATE_VCPU not in state.dialect.events:
-        start(state, _watch_vcpus(state, result.vcpus), now, out)
+    if not result.announced:
+        start(state, watch_vcpus(state, result.vcpus), now, out)
     enter(
         state,
         Phase.DEGRADED if result.overlong_stop or result.limits else Phase.ARMED,
@@ -111,7 +109,7 @@ def _armed(state: State, result: Armed | Refusal, now: float, out: list[Output])
         slide=hex(state.bound.slide),
         pages=len(state.bound.rights),
         vcpus=result.vcpus,
-        stopped_ms=round(state.scheduler.longest_stop * 1000, 3),
+        stopped_ms=round(state.scheduler.standing.longest * 1000, 3),
         unmapped=[f"{p.place} [{p.gva_start:#x}, {p.gva_end:#x}): {p.reason}" for p in state.bound.unbound],
         notes=[*state.bound.notes, *(f"on {one.cpu.upper()} hosts, {one.fact}: {one.help}" for one in result.limits)],
     )
@@ -158,25 +156,6 @@ def _msrs_are_unreported(state: State, watch: MsrWatch) -> bool:
     return state.msr_watch is watch and state.phase in GUARDING
 
 
-def _watch_vcpus(state: State, known: int) -> Procedure[None]:
-    """Where the kernel doesn't announce new vCPUs, look for them: one seen late was unguarded until then."""
-    while True:
-        yield Sleep(VCPU_POLL)
-        if state.phase not in GUARDING:
-            return
-        try:
-            count = yield from vcpu_count()
-            if count is not None and count > known:
-                new = range(known, count)
-                known = count
-                which = f"vCPUs {new.start} to {new.stop - 1} are" if len(new) > 1 else f"vCPU {new.start} is"
-                fact = f"{which} new, and ran unguarded for up to {VCPU_POLL:g} seconds"
-                yield Emit(StateRecord(state.phase.value, fact, "high"))
-                yield from ask_all(PauseVcpu(vcpu) for vcpu in new)
-        except TimedOutError:
-            continue
-
-
 def on_answered(state: State, now: float, answered: Answered, out: list[Output]) -> None:
     state.scheduler.answered(answered.ticket, answered.result, now, out)
 
@@ -203,7 +182,7 @@ def on_leave(state: State, now: float, leave: Leave, out: list[Output]) -> None:
     enter(state, Phase.UNHOOKING, leave.reason, out)
     if not guarding:
         state.scheduler.cancel()
-        state.scheduler.release(now, out)
+        state.scheduler.standing.release(now, out)
         out.append(Disconnect(leave.reason))
         return
     state.phase_deadline = now + LEAVE_TIMEOUT
@@ -227,7 +206,8 @@ def on_lost(state: State, now: float, lost: Lost, out: list[Output]) -> None:
     state.scheduler.give_up(now, out)
     state.scheduler.cancel()
     state.aftermath.clear()
-    state.scheduler.held.clear()
+    state.scheduler.standing.clear()
+    state.guarded.clear()
     state.stepping = Stepping()
     state.futile = Futile()
     state.put_in_force(None)

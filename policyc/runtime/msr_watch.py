@@ -14,7 +14,7 @@ from policyc.plan.model import EventKey
 from policyc.plan.verdicts import NoticedEvent, Origin, Verdict, VerdictTable, decide
 from policyc.runtime.arming import vcpu_count
 from policyc.runtime.bound import BoundPlan
-from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError, ask_all
+from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError, ask_each
 from policyc.runtime.records import StateRecord
 
 __all__ = ["LOOK_PAUSE", "MsrWatch"]
@@ -61,19 +61,20 @@ class MsrWatch:
     def run(self, wanted: Callable[[], bool]) -> Procedure[None]:
         """Look at every vCPU once a second, for as long as `wanted` says."""
         while wanted():
-            try:
-                for record in (yield from self._look_at_all()):
-                    yield Emit(record)
-            except TimedOutError:
-                pass  # A vCPU outside KVM_RUN doesn't answer, and doesn't change its MSRs either.
+            for record in (yield from self._look_at_all()):
+                yield Emit(record)
             yield Sleep(LOOK_PAUSE)
 
     def _look_at_all(self) -> Procedure[list[StateRecord]]:
-        count = (yield from vcpu_count()) or 0
+        try:
+            count = (yield from vcpu_count()) or 0
+        except TimedOutError:
+            return []
         # One MSR a command: kernels of v12 refuse the whole command for one that can't be read.
-        asked = [GetRegisters(vcpu, (msr,)) for vcpu in range(count) for msr in self._msrs]
+        asked = [GetRegisters(vcpu, (msr,)) for msr in self._msrs for vcpu in range(count)]
         found: list[StateRecord] = []
-        for command, result in zip(asked, (yield from ask_all(asked)), strict=True):
+        # A vCPU outside KVM_RUN doesn't answer, and doesn't change its MSRs either. The others do.
+        for command, result in zip(asked, (yield from ask_each(asked)), strict=True):
             (msr,) = command.msrs
             if isinstance(result, GetRegistersReply):
                 found += self._compare(command.vcpu, [(msr, result.msrs[0].data)])

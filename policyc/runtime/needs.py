@@ -13,6 +13,7 @@ from policyc.kvmi import (
     ControlCr,
     ControlEvents,
     ControlMsr,
+    ControlSinglestep,
     ControlVmEvents,
     Dialect,
     ErrorCode,
@@ -95,9 +96,16 @@ def _kind_of(key: EventKey) -> EventKind:
     return EventKind[EVENTS[key.word].kvmi]
 
 
-def check_permissions(dialect: Dialect, needs: Needs) -> Procedure[tuple[str, ...]]:
-    """Ask for UNHOOK, then whether everything else is allowed; what isn't, in words."""
+def check_permissions(dialect: Dialect, needs: Needs, *, steps: bool) -> Procedure[tuple[str, ...]]:
+    """Ask for UNHOOK, then whether everything else is allowed; what isn't, in words.
+
+    Args:
+        steps: whether the host can single-step. Where pages are guarded it has to be allowed to: a guest can bring
+            about that it's needed, and a step that is refused must not be a reason to open a page.
+    """
+    steps = steps and EventKind.PF in needs.kinds
     needed = [*NEEDED_COMMANDS, *([ControlCr] if needs.crs else []), *([ControlMsr] if needs.msrs else [])]
+    needed += [ControlSinglestep] if steps else []
     absent = [f"event {kind.value}" for kind in needs.kinds if kind not in dialect.events]
     absent += [f"command {command.__name__}" for command in needed if command not in dialect.commands]
     if absent:
@@ -105,6 +113,7 @@ def check_permissions(dialect: Dialect, needs: Needs) -> Procedure[tuple[str, ..
     checks: list[Command] = [CheckCommand(command) for command in needed]
     # Without TRAP, v12 refuses to inject, and nobody else says whether an exception was delivered.
     checks += [CheckEvent(kind) for kind in (*needs.kinds, EventKind.TRAP)]
+    checks += [CheckEvent(EventKind.SINGLESTEP)] if steps else []
     lacking: list[str] = []
     for attempt in range(PERMISSION_RETRIES):
         results = yield from ask_all([ControlVmEvents(EventKind.UNHOOK, enable=True), *checks])
@@ -118,10 +127,11 @@ def check_permissions(dialect: Dialect, needs: Needs) -> Procedure[tuple[str, ..
     return ()
 
 
-def announce_vcpus(dialect: Dialect) -> Procedure[None]:
-    """Have the kernel announce each vCPU before its first instruction, where it can."""
-    if EventKind.CREATE_VCPU in dialect.events:
-        yield from ask(ControlVmEvents(EventKind.CREATE_VCPU, enable=True))
+def announce_vcpus(dialect: Dialect) -> Procedure[bool]:
+    """Have the kernel announce each vCPU before its first instruction; whether it will."""
+    if EventKind.CREATE_VCPU not in dialect.events:
+        return False
+    return not isinstance((yield from ask(ControlVmEvents(EventKind.CREATE_VCPU, enable=True))), Refused)
 
 
 def event_commands(needs: Needs, vcpu: int, *, enable: bool = True) -> Sequence[Command]:

@@ -27,13 +27,16 @@ __all__ = [
     "Procedure",
     "Resume",
     "Sleep",
+    "Stop",
     "TimedOutError",
     "Wait",
     "ask",
     "ask_all",
+    "ask_each",
     "held_vcpus",
     "next_event",
     "read_pages",
+    "stop_at_events",
     "time_now",
 ]
 
@@ -42,14 +45,29 @@ Result: TypeAlias = ReplyData | Refused
 
 @dataclass(frozen=True, slots=True)
 class Commands:
-    """Send these; resumed with a tuple of their results, in order."""
+    """Send these; resumed with a tuple of their results, in order.
+
+    Attributes:
+        partial: have None in the place of what isn't answered in time, instead of a `TimedOutError`.
+    """
 
     commands: tuple[Command, ...]
+    partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Wait until each of these vCPUs has sent its PAUSE event and stands still; resumed with None."""
+    """Wait until each of these vCPUs stands still, at its PAUSE event or where `Stop` keeps it; resumed with None."""
+
+    vcpus: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Let none of these vCPUs go on from an event before `Resume`.
+
+    Resumed at once with those that stand at one, as a frozenset: they send no PAUSE event before it is answered.
+    """
 
     vcpus: frozenset[int]
 
@@ -66,7 +84,7 @@ class Now:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Let every vCPU that is held go on; resumed with None at once."""
+    """Let every vCPU go on that is held or was stopped; resumed with None at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +130,8 @@ class Limit:
     moment: float | None
 
 
-Wait: TypeAlias = Commands | Pause | Held | NextEvent | Now | Limit | Resume | Sleep | Answer | Emit
-Sent: TypeAlias = "tuple[Result, ...] | frozenset[int] | Event | float | None"
+Wait: TypeAlias = Commands | Pause | Stop | Held | NextEvent | Now | Limit | Resume | Sleep | Answer | Emit
+Sent: TypeAlias = "tuple[Result | None, ...] | frozenset[int] | Event | float | None"
 T = TypeVar("T")
 Procedure: TypeAlias = Generator[Wait, Sent, T]
 
@@ -123,13 +141,18 @@ class TimedOutError(Exception):
 
 
 def ask_all(commands: Iterable[Command]) -> Procedure[tuple[Result, ...]]:
-    """Send commands and take all of their results, in order."""
-    wanted = tuple(commands)
-    if not wanted:
-        return ()
-    results = yield Commands(wanted)
-    assert isinstance(results, tuple), "the scheduler resumes Commands with their results"
-    return results
+    """Send commands and take all of their results, in order.
+
+    Raises:
+        TimedOutError: one of them isn't answered in time, or would go to a vCPU that still owes an answer.
+    """
+    results = yield from _results(Commands(tuple(commands)))
+    return tuple(result for result in results if result is not None)
+
+
+def ask_each(commands: Iterable[Command]) -> Procedure[tuple[Result | None, ...]]:
+    """Send commands and take their results, in order; None for what isn't answered in time."""
+    return (yield from _results(Commands(tuple(commands), partial=True)))
 
 
 def ask(command: Command) -> Procedure[Result]:
@@ -138,11 +161,26 @@ def ask(command: Command) -> Procedure[Result]:
     return result
 
 
+def _results(wait: Commands) -> Procedure[tuple[Result | None, ...]]:
+    if not wait.commands:
+        return ()
+    results = yield wait
+    assert isinstance(results, tuple), "the scheduler resumes Commands with their results"
+    return results
+
+
 def held_vcpus() -> Procedure[frozenset[int]]:
     """The vCPUs that stand still."""
     held = yield Held()
     assert isinstance(held, frozenset), "the scheduler resumes Held with vCPUs"
     return held
+
+
+def stop_at_events(vcpus: frozenset[int]) -> Procedure[frozenset[int]]:
+    """Let none of these vCPUs go on from an event before `Resume`; which of them stand at one already."""
+    standing = yield Stop(vcpus)
+    assert isinstance(standing, frozenset), "the scheduler resumes Stop with vCPUs"
+    return standing
 
 
 def next_event(vcpu: int, wanted: Callable[[Event], bool], seconds: float) -> Procedure[Event | None]:

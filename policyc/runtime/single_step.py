@@ -18,6 +18,7 @@ from policyc.kvmi import (
     Command,
     ControlEvents,
     ControlSinglestep,
+    ErrorCode,
     Event,
     EventKind,
     PageAccess,
@@ -58,6 +59,7 @@ class Came(Enum):
     TOO_SLOW = "it wasn't executed in time"
     FAILED = "it couldn't be stepped"
     STUCK = "it can't be stepped"
+    REFUSED = "the kernel refused to step it"
     UNSUPPORTED = "this host has no single-step"
 
 
@@ -89,12 +91,12 @@ def step_alone(state: State, event: Event) -> Procedure[Attempt]:
     attempt = Attempt(event, event)
     yield Limit(begun + STOP_LIMIT)
     try:
-        stopped = yield from stop_others(state.stepping.standstill, event.vcpu)
+        stopped = yield from stop_others(event.vcpu)
         attempt.came = (yield from _attempt(state, attempt)) if stopped else Came.LATE
     except TimedOutError:
         attempt.came = Came.TOO_SLOW if attempt.on else Came.LATE
     yield from _restore(state, attempt)
-    yield from let_go(state.stepping.standstill)
+    yield from let_go()
     now = yield from time_now()
     state.stepping.budget.spend(now, now - begun)
     yield Limit(None)
@@ -132,7 +134,7 @@ def _next(state: State, vcpu: int) -> Procedure[Event | None]:
     """The next event of the vCPU that is stepped, but for a PAUSE event that an earlier step has asked for."""
     while True:
         event = yield from next_event(vcpu, lambda event: True, STOP_LIMIT)
-        if event is None or not state.stepping.standstill.settle(event):
+        if event is None or event.kind is not EventKind.PAUSE:
             return event
         yield Answer(event, Action.CONTINUE)
 
@@ -190,10 +192,15 @@ def _open(state: State, attempt: Attempt, needed: dict[Gfn, Access]) -> Procedur
     results = yield from ask_all(commands)
     if any(isinstance(result, Refused) for result in results[:pages]):
         return Came.FAILED
-    if any(isinstance(result, Refused) for result in results[pages:]):
-        state.stepping.available = False
-        return Came.UNSUPPORTED
-    return None
+    refused = [result for result in results[pages:] if isinstance(result, Refused)]
+    if not refused:
+        return None
+    attempt.on = not isinstance(results[-1], Refused)
+    # Only this says that the host can't. What else is refused may be had the next time, and mustn't open a page.
+    if all(result.errno != ErrorCode.EOPNOTSUPP for result in refused):
+        return Came.REFUSED
+    state.stepping.available = False
+    return Came.UNSUPPORTED
 
 
 def _restore(state: State, attempt: Attempt) -> Procedure[None]:

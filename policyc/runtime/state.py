@@ -75,6 +75,7 @@ class State:
         phase: how far enforcement has come.
         binding: the plan in this guest's memory, and what that rests on; None until it is armed.
         bound: what the reply loop looks at; a plan without rules until it is armed.
+        guarded: vCPUs that have been given the plan's events.
         hello: how the VMM introduced the guest.
         dialect: what the kernel speaks.
         outcome: why the guest was refused, if it was.
@@ -96,6 +97,7 @@ class State:
     phase: Phase = Phase.HANDSHAKE
     binding: Binding | None = None
     bound: BoundPlan = UNBOUND
+    guarded: set[int] = field(default_factory=set)
     hello: Hello | None = None
     dialect: Dialect | None = None
     outcome: Refusal | None = None

@@ -29,7 +29,7 @@ __all__ = ["get_past"]
 GENERAL_PROTECTION = Effect(EffectKind.FAULT, VECTORS["gp"])
 
 
-FAILURES = {Came.FAILED: MAX_FAILURES // 3, Came.TOO_SLOW: 1}
+FAILURES = {Came.FAILED: MAX_FAILURES // 3, Came.TOO_SLOW: 1, Came.REFUSED: 1}
 """How much each says: a busy host may be slow once, what the processor itself gives up it gives up again."""
 
 
@@ -58,6 +58,9 @@ def _get_past(state: State, case: Examination) -> Procedure[str]:
         return (yield from _without_step(state, case, Came.UNSUPPORTED, doubtful=doubtful))
     if stepping.repeats.is_stuck(event):
         return (yield from _without_step(state, case, Came.STUCK, doubtful=doubtful))
+    if state.scheduler.silent:
+        # Another vCPU may run for all we know, and asking it again would tell nothing new.
+        return (yield from _without_step(state, case, Came.LATE, doubtful=doubtful))
     if not stepping.budget.allows((yield from time_now())):
         return (yield from _without_step(state, case, None, doubtful=doubtful))
     stepping.busy = stepping.chores = True
@@ -93,7 +96,7 @@ def _conclude(state: State, case: Examination, attempt: Attempt) -> Procedure[Ca
     elif standing is not None and came is Came.DENIED:
         yield from _fault_or_retry(Examination(standing, state.bound))
     elif standing is not None:
-        state.stepping.standstill.deferred.append(standing)
+        state.stepping.deferred.append(standing)
         state.stepping.chores = True
     return came if came is Came.PERFORMED else None
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from policyc.kvmi import Event
 from policyc.runtime.opened import OpenedPages
 from policyc.runtime.repeats import Repeats
-from policyc.runtime.standstill import Standstill
 
 __all__ = ["MAX_STEPS", "MAX_STOPPED", "Budget", "Stepping"]
 
@@ -42,6 +41,7 @@ class Stepping:
         available: whether the host can single-step, as far as it has said.
         busy: whether a step is under way: one a guest at a time.
         stepped: vCPUs whose single-step was switched on, so that late events of it surprise nobody.
+        deferred: events that mustn't be begun with before the step under way is over.
         chores: something waits to be begun once no step is under way: events that were put off, pages to be closed.
     """
 
@@ -51,10 +51,10 @@ class Stepping:
     stepped: set[int] = field(default_factory=set)
     repeats: Repeats = field(default_factory=Repeats)
     budget: Budget = field(default_factory=Budget)
-    standstill: Standstill = field(default_factory=Standstill)
+    deferred: list[Event] = field(default_factory=list)
     opened: OpenedPages = field(default_factory=OpenedPages)
 
     def take_deferred(self) -> list[Event]:
         """The events that were put off, in the order they came."""
-        events, self.standstill.deferred = self.standstill.deferred, []
+        events, self.deferred = self.deferred, []
         return events

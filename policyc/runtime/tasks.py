@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from policyc.kvmi import Action, Command, Event, Refused, ReplyData
+from policyc.kvmi import Command, Event, Refused, ReplyData
+from policyc.kvmi.tool import MAX_OUTSTANDING
+from policyc.runtime.forgotten import Forgotten, executor_of
 from policyc.runtime.procedure import (
     Answer,
     Commands,
@@ -24,9 +26,11 @@ from policyc.runtime.procedure import (
     Resume,
     Sent,
     Sleep,
+    Stop,
     TimedOutError,
     Wait,
 )
+from policyc.runtime.standing import Standing
 from policyc.runtime.steps import Output, Reply, Send, Write
 
 __all__ = ["COMMAND_TIMEOUT", "Scheduler"]
@@ -53,6 +57,7 @@ class _Task(Generic[T]):
     awaited: NextEvent | None = None
     queue: deque[tuple[int, Command]] = field(default_factory=deque)
     results: list[ReplyData | Refused | None] = field(default_factory=list)
+    partial: bool = False
     missing: int = 0
 
     def wait_until(self, moment: float) -> None:
@@ -64,19 +69,17 @@ class Scheduler:
     """The procedures of one connection, and the vCPUs that are held still for them.
 
     Attributes:
-        held: the PAUSE event of each vCPU that stands still, by index.
-        stopped_since: when the first vCPU was held; None while all run.
-        longest_stop: seconds that vCPUs stood still the longest time.
+        standing: which vCPUs stand still.
+        forgotten: the commands that procedures have given up on.
         awaiting: the procedure that waits for the next event of each vCPU, by index.
     """
 
     def __init__(self) -> None:
-        self.held: dict[int, Event] = {}
-        self.stopped_since: float | None = None
-        self.longest_stop = 0.0
+        self.standing = Standing()
+        self.forgotten = Forgotten()
         self.awaiting: dict[int, _Task[object]] = {}
         self._tasks: list[_Task[object]] = []
-        self._waiting: dict[int, tuple[_Task[object], int]] = {}
+        self._waiting: dict[int, tuple[_Task[object], int, int | None]] = {}
         self._next_ticket = 0
 
     @property
@@ -88,6 +91,13 @@ class Scheduler:
     def is_idle(self) -> bool:
         """Whether no procedure is under way, but for those that sleep or wait for an event that may never come."""
         return all(task.asleep or task.awaited is not None for task in self._tasks)
+
+    @property
+    def silent(self) -> set[int]:
+        """The vCPUs that owe an answer, but for those that stand at events, where they carry out what they're asked."""
+        if not self.forgotten.silent:
+            return set()
+        return self.forgotten.silent - self.standing.pending.keys() - self.standing.held.keys()
 
     def start(
         self, procedure: Procedure[T], done: Callable[[T, float, list[Output]], None], now: float, out: list[Output]
@@ -101,26 +111,26 @@ class Scheduler:
         """Hand a command's result to the procedure that sent it. Results of procedures that ended are dropped."""
         entry = self._waiting.pop(ticket, None)
         if entry is None:
+            self.forgotten.answered(ticket)
             return
-        task, position = entry
+        task, position, _ = entry
         task.results[position] = result
         task.missing -= 1
         if task.missing:
             task.wait_until(now + COMMAND_TIMEOUT)
             self._send_next(task, out)
             return
-        results = tuple(found for found in task.results if found is not None)
-        self._advance(task, results, now, out)
+        self._advance(task, tuple(task.results), now, out)
 
     def hold(self, event: Event, now: float, out: list[Output]) -> None:
-        """Note that a vCPU stands still, and resume whoever waited for it."""
-        if not self.held:
-            self.stopped_since = now
-        self.held[event.vcpu] = event
-        for task in list(self._tasks):
-            if task.paused is not None and task.paused <= self.held.keys():
-                task.paused = None
-                self._advance(task, None, now, out)
+        """Note that a vCPU stands at the PAUSE event that it was asked for, and resume whoever waited for it."""
+        self.standing.hold(event, now)
+        self._resume_paused(now, out)
+
+    def stand(self, event: Event, now: float, out: list[Output]) -> None:
+        """Note that a vCPU stands at an event that a procedure will answer, and resume whoever waited for it."""
+        self.standing.pending[event.vcpu] = event
+        self._resume_paused(now, out)
 
     def offer(self, event: Event, now: float, out: list[Output], *, judged: bool) -> bool:
         """Hand an event to the procedure that waits for its vCPU's next one; False where it wants another.
@@ -135,6 +145,8 @@ class Scheduler:
         wanted = task.awaited.wanted(event)
         if wanted or judged:
             self._stop_awaiting(task)
+            if wanted and event.needs_reply:
+                self.stand(event, now, out)
             self._advance(task, event if wanted else None, now, out)
         return wanted
 
@@ -157,10 +169,7 @@ class Scheduler:
                 self._stop_awaiting(task)
                 self._advance(task, None, now, out)
                 continue
-            what = "PAUSE events" if task.paused is not None else f"{task.missing} commands"
-            length = "in time" if task.limit is not None else f"for {COMMAND_TIMEOUT:g} seconds"
-            self._forget(task)
-            self._advance(task, None, now, out, TimedOutError(f"{what} unanswered {length}"))
+            self._time_out(task, now, out)
 
     def cancel(self) -> None:
         """End every procedure where it stands."""
@@ -168,15 +177,8 @@ class Scheduler:
             task.procedure.close()
         self._tasks.clear()
         self._waiting.clear()
+        self.forgotten.clear()
         self.awaiting.clear()
-
-    def release(self, now: float, out: list[Output]) -> None:
-        """Let every held vCPU go on."""
-        out.extend(Reply(event, Action.CONTINUE) for event in self.held.values())
-        self.held.clear()
-        if self.stopped_since is not None:
-            self.longest_stop = max(self.longest_stop, now - self.stopped_since)
-            self.stopped_since = None
 
     def _advance(
         self, task: _Task[object], sent: Sent, now: float, out: list[Output], error: TimedOutError | None = None
@@ -194,6 +196,9 @@ class Scheduler:
                 task.limit = wait.moment
                 sent = None
                 continue
+            if isinstance(wait, Commands) and not wait.partial and (silent := self._silent_among(wait.commands)):
+                error = TimedOutError(f"vCPU {min(silent)} hasn't answered an earlier command")
+                continue
             if self._begin(task, wait, now, out):
                 return
             sent = self._at_once(wait, now, out)
@@ -201,15 +206,18 @@ class Scheduler:
     def _begin(self, task: _Task[object], wait: Wait, now: float, out: list[Output]) -> bool:
         """Start a wait that takes time; False where the procedure can go on at once."""
         match wait:
-            case Commands(commands):
+            case Commands(commands, partial):
+                silent = self._silent_among(commands)
+                asked = [entry for entry in enumerate(commands) if executor_of(entry[1]) not in silent]
                 task.results = [None] * len(commands)
-                task.missing = len(commands)
-                task.queue = deque(enumerate(commands))
+                task.partial = partial
+                task.missing = len(asked)
+                task.queue = deque(asked)
                 task.wait_until(now + COMMAND_TIMEOUT)
                 for _ in range(WINDOW):
                     self._send_next(task, out)
-                return True
-            case Pause(vcpus) if not vcpus <= self.held.keys():
+                return bool(asked)
+            case Pause(vcpus) if not self.standing.holds(vcpus):
                 task.paused = vcpus
                 task.wait_until(now + COMMAND_TIMEOUT)
                 return True
@@ -228,24 +236,41 @@ class Scheduler:
     def _at_once(self, wait: Wait, now: float, out: list[Output]) -> Sent:
         """Do what takes no time, and say what the procedure is resumed with."""
         match wait:
+            case Commands(commands):
+                return (None,) * len(commands)
             case Held():
-                return frozenset(self.held)
+                return frozenset(self.standing.held)
             case Now():
                 return now
+            case Stop(vcpus):
+                return self.standing.stop(vcpus)
             case Resume():
-                self.release(now, out)
+                self.standing.release(now, out)
             case Answer(event, action, data):
-                out.append(Reply(event, action, data))
+                self.standing.answer(Reply(event, action, data), out)
             case Emit(record):
                 out.append(Write(record))
         return None
 
     def _send_next(self, task: _Task[object], out: list[Output]) -> None:
-        if task.queue:
+        # What finds no room isn't sent, and counts as unanswered: one more would end the connection.
+        if task.queue and len(self._waiting) + len(self.forgotten) < MAX_OUTSTANDING:
             position, command = task.queue.popleft()
             self._next_ticket += 1
-            self._waiting[self._next_ticket] = (task, position)
+            self._waiting[self._next_ticket] = (task, position, executor_of(command))
             out.append(Send(self._next_ticket, command))
+
+    def _silent_among(self, commands: tuple[Command, ...]) -> set[int]:
+        """The vCPUs that these commands are for and that owe an answer to an earlier one."""
+        if not (silent := self.silent):
+            return set()
+        return {vcpu for command in commands if (vcpu := executor_of(command)) in silent}
+
+    def _resume_paused(self, now: float, out: list[Output]) -> None:
+        for task in list(self._tasks):
+            if task.paused is not None and self.standing.holds(task.paused):
+                task.paused = None
+                self._advance(task, None, now, out)
 
     def _displace(self, vcpu: int, now: float, out: list[Output]) -> None:
         """One procedure waits for a vCPU's next event; only a peer that sends two at once makes it two."""
@@ -259,9 +284,23 @@ class Scheduler:
             del self.awaiting[task.awaited.vcpu]
             task.awaited = None
 
+    def _time_out(self, task: _Task[object], now: float, out: list[Output]) -> None:
+        """Have a procedure go on without what hasn't come."""
+        partial = task.partial and task.paused is None
+        what = "PAUSE events" if task.paused is not None else f"{task.missing} commands"
+        length = "in time" if task.limit is not None else f"for {COMMAND_TIMEOUT:g} seconds"
+        self._forget(task)
+        if partial:
+            self._advance(task, tuple(task.results), now, out)
+        else:
+            self._advance(task, None, now, out, TimedOutError(f"{what} unanswered {length}"))
+
     def _forget(self, task: _Task[object]) -> None:
         """Drop what the task still waits for."""
-        self._waiting = {ticket: entry for ticket, entry in self._waiting.items() if entry[0] is not task}
+        for ticket, (owner, _, vcpu) in list(self._waiting.items()):
+            if owner is task:
+                del self._waiting[ticket]
+                self.forgotten.add(ticket, vcpu)
         task.queue.clear()
         task.paused = None
         task.missing = 0

@@ -280,7 +280,7 @@ def test_probe__a_kernel_that_does_not_release() -> None:
 
     peer.override = answer
     result, _ = probed(peer)
-    assert result.unrestored == ("1 commands unanswered for 5 seconds",) * 2
+    assert result.unrestored == ("SetPageAccess: unanswered",) * 2
     assert result.verdict is ProbeVerdict.REPORTED
 
 

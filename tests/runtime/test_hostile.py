@@ -195,7 +195,7 @@ def test_slow_kernel__is_not_let_to_stop_the_guest_for_long_unsaid() -> None:
     talk = Conversation(compile_plan(TEXT), ScriptedKernel(V7))
 
     def slow_while_stopped(command: Command) -> None:
-        if talk.state.scheduler.held:
+        if talk.state.scheduler.standing.held:
             talk.now += 0.2
 
     talk.peer.override = slow_while_stopped

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from policyc.catalog import EVENTS, LEGALITY, RETRYABLE, Access, Column, EffectKind
-from policyc.kvmi import V6, V7, EventKind, KernelConnection
+from policyc.kvmi import (
+    V6,
+    V7,
+    V12,
+    Command,
+    ControlSinglestep,
+    EventKind,
+    Features,
+    GetVersion,
+    GetVersionReply,
+    KernelConnection,
+)
 from policyc.plan.model import Effect, EventKey, Plan
 from policyc.runtime.needs import Needs, check_permissions, unsupported_rules
 from policyc.runtime.state import Phase
@@ -26,7 +37,7 @@ from tests.support.scripted_kernel import Conversation, ScriptedKernel, compile_
 def test_a_generation_without_a_needed_message_is_refused_by_its_name(
     kinds: tuple[EventKind, ...], lacking: tuple[str, ...]
 ) -> None:
-    procedure = check_permissions(V6, Needs(kinds=kinds, crs=(), msrs=()))
+    procedure = check_permissions(V6, Needs(kinds=kinds, crs=(), msrs=()), steps=False)
     with pytest.raises(StopIteration) as stopped:
         next(procedure)
     assert stopped.value.value == lacking
@@ -41,6 +52,32 @@ def test_trap__has_to_be_allowed_since_nothing_else_confirms_an_exception() -> N
     assert talk.state.phase is Phase.REFUSED
     assert talk.state.outcome is not None
     assert talk.state.outcome.details == ("CheckEvent: EPERM (-1): the VMM doesn't allow the event",)
+
+
+@pytest.mark.parametrize("missing", [ControlSinglestep, EventKind.SINGLESTEP], ids=["command", "event"])
+@pytest.mark.parametrize(
+    ("text", "singlestep", "phase"),
+    [
+        ("object: deny write to kernel:guarded_object", True, Phase.REFUSED),
+        ("object: deny write to kernel:guarded_object", False, Phase.ARMED),
+        ("on hypercall 34/24 log", True, Phase.ARMED),
+    ],
+)
+def test_single_step__has_to_be_allowed_where_pages_are_guarded_and_the_host_has_it(
+    missing: type[Command] | EventKind, text: str, singlestep: bool, phase: Phase
+) -> None:
+    version = GetVersionReply(max_message_size=8184, features=Features(singlestep=singlestep))
+    peer = ScriptedKernel(V12, override=lambda command: version if isinstance(command, GetVersion) else None)
+    commands, events = V12.commands.keys() - {missing}, V12.events.keys() - {missing}
+    peer.kernel = KernelConnection(V12, 1, commands=commands, events=events)
+    talk = Conversation(compile_plan(text), peer)
+    talk.connect()
+    talk.pass_time(10)
+    assert talk.state.phase is phase
+    if phase is Phase.REFUSED:
+        assert talk.state.outcome is not None
+        what = "event" if missing is EventKind.SINGLESTEP else "command"
+        assert talk.state.outcome.details == (f"Check{what.title()}: EPERM (-1): the VMM doesn't allow the {what}",)
 
 
 def plan_of(column: Column, effect: Effect) -> Plan:

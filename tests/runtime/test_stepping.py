@@ -11,6 +11,7 @@ from policyc.kvmi import (
     V12,
     Action,
     Command,
+    ControlEvents,
     ControlSinglestep,
     Dialect,
     ErrorCode,
@@ -21,8 +22,10 @@ from policyc.kvmi import (
     PauseVcpu,
     PfData,
     SetPageAccess,
+    SinglestepData,
     page_entries,
 )
+from policyc.runtime.futile import PATIENCE, PAUSE
 from policyc.runtime.opened import OPEN_SECONDS
 from policyc.runtime.repeats import LOOP_EVENTS, MAX_FAILURES
 from policyc.runtime.single_step import STOP_LIMIT
@@ -206,16 +209,38 @@ def test_progress__between_events_is_no_repetition(dialect: Dialect) -> None:
 # --- the others ---
 
 
-def test_others__an_event_under_way_is_answered_before_its_vcpu_stands_still(dialect: Dialect) -> None:
+def test_others__one_at_an_event_stands_already_and_its_answer_waits_for_the_end(dialect: Dialect) -> None:
     stuck = guarded(dialect, exchange(GUARDED), LOG_OBJECT)
     stuck.talk.peer.silent_pauses = {1}
     assert stuck.faults(GUARDED) == STUCK
     stuck.send(EventKind.HYPERCALL, rip=0x1000, vcpu=1)
-    assert stuck.talk.peer.answers[-1].action is Action.CONTINUE
-    assert stuck.rights(GUARDED) == Access.R | Access.X
-    stuck.send(EventKind.PAUSE, rip=0x1003, vcpu=1)
     assert stuck.rights(GUARDED) == Access.R | Access.W | Access.X
+    assert stuck.standing == {1}
     stuck.stepped()
+    assert stuck.standing == set()
+    assert stuck.rights(GUARDED) == Access.R | Access.X
+    # The PAUSE event that it was asked for comes now.
+    stuck.send(EventKind.PAUSE, rip=0x1003, vcpu=1)
+    assert stuck.standing == set()
+
+
+def test_others__one_that_is_denied_for_ever_keeps_nobody_from_being_stepped(dialect: Dialect) -> None:
+    stuck = guarded(dialect, exchange(COLLATERAL), DENY_OBJECT)
+    stuck.talk.peer.silent_traps = True
+    stuck.talk.peer.silent_pauses = {1}
+    denied = PfData(Gva(GUARDED + SLIDE), gpa_of(GUARDED), PageAccess.W)
+    for _ in range(PATIENCE + 1):
+        stuck.talk.peer.kernel.send_event(EventKind.PF, 1, stuck.talk.peer.vcpu_state(MODULE_GVA, 0x1234), denied)
+        stuck.talk.talk()
+        stuck.talk.peer.injections.clear()
+    assert stuck.standing == {1}  # The answer waits for a while, longer than a step may take.
+    stuck.talk.peer.answers.clear()
+    assert stuck.faults(COLLATERAL) == [*STUCK, Action.RETRY]
+    assert not [command for command in stuck.talk.peer.commands if isinstance(command, PauseVcpu)]
+    stuck.stepped()
+    assert stuck.rights(GUARDED) == Access.R | Access.X
+    assert stuck.standing == {1}
+    stuck.talk.pass_time(PAUSE)
     assert stuck.standing == set()
 
 
@@ -266,20 +291,22 @@ def test_others__one_that_has_not_started_is_not_waited_for(dialect: Dialect) ->
 def test_others__two_stuck_at_once_take_turns(dialect: Dialect) -> None:
     stuck = guarded(dialect, exchange(GUARDED), LOG_OBJECT)
     stuck.talk.peer.silent_pauses = {1}
-    stuck.faults(GUARDED)
-    before = len(stuck.talk.peer.answers)
-    for _ in range(4):
-        stuck.talk.peer.kernel.send_event(
-            EventKind.PF,
-            1,
-            stuck.talk.peer.vcpu_state(MODULE_GVA, 0),
-            PfData(Gva(GUARDED + SLIDE), gpa_of(GUARDED), PageAccess.W),
-        )
-        stuck.talk.talk()
-    assert [answer.action for answer in stuck.talk.peer.answers[before:]] == [Action.CONTINUE] * 4
-    stuck.send(EventKind.PAUSE, rip=MODULE_GVA, vcpu=1)
+    fault = PfData(Gva(GUARDED + SLIDE), gpa_of(GUARDED), PageAccess.W)
+    stuck.faults(GUARDED, 2)
+    for _ in range(2):
+        stuck.send(EventKind.PF, fault, rip=MODULE_GVA, vcpu=1)
+    assert stuck.standing == set()
+    stuck.fault(GUARDED)
+    stuck.send(EventKind.PF, fault, rip=MODULE_GVA, vcpu=1)
+    assert stuck.standing == {1}
     stuck.stepped()
     assert stuck.standing == set()
+    stuck.send(EventKind.PAUSE, rip=MODULE_GVA, vcpu=1)
+    stuck.send(EventKind.PF, fault, rip=MODULE_GVA, vcpu=1)
+    assert stuck.standing == {0}
+    stuck.send(EventKind.SINGLESTEP, SinglestepData(False), rip=MODULE_GVA + 9, vcpu=1)
+    assert stuck.standing == set()
+    assert facts(stuck).count("performed by a single step") == 2
 
 
 # --- what goes wrong ---
@@ -453,10 +480,28 @@ def test_no_step__a_denied_operand_is_faulted(dialect: Dialect) -> None:
     assert stuck.phase() is Phase.ARMED
 
 
-@pytest.mark.parametrize("errno", [ErrorCode.EINVAL, ErrorCode.EOPNOTSUPP, ErrorCode.EPERM])
-def test_no_step__a_host_that_says_so_only_when_asked(dialect: Dialect, errno: ErrorCode) -> None:
+@pytest.mark.parametrize("kind", [ControlEvents, ControlSinglestep])
+@pytest.mark.parametrize("errno", [ErrorCode.EPERM, ErrorCode.EBUSY, ErrorCode.EAGAIN, ErrorCode.EINVAL])
+def test_failure__a_refusal_to_step_is_no_reason_to_open_a_page_with_denied_bytes(
+    dialect: Dialect, kind: type[Command], errno: ErrorCode
+) -> None:
+    stuck = guarded(dialect, exchange(COLLATERAL), DENY_OBJECT)
+    override(stuck, kind, errno)
+    assert stuck.faults(COLLATERAL) == [*STUCK, Action.CONTINUE]
+    assert stuck.rights(COLLATERAL) == Access.R | Access.X
+    assert (stuck.standing, stuck.phase()) == (set(), Phase.ARMED)
+    assert facts(stuck) == ["ARMED high: stepping an instruction of vCPU 0: the kernel refused to step it"]
+    # It is tried again: the refusal may have been about that moment.
+    stuck.talk.peer.override = lambda command: None
+    assert stuck.faults(COLLATERAL, 1) == [Action.RETRY]
+    stuck.stepped()
+    assert stuck.rights(COLLATERAL) == Access.R | Access.X
+    assert stuck.standing == set()
+
+
+def test_no_step__a_host_that_says_so_only_when_asked(dialect: Dialect) -> None:
     stuck = guarded(dialect, exchange(GUARDED), LOG_OBJECT)
-    override(stuck, ControlSinglestep, errno)
+    override(stuck, ControlSinglestep, ErrorCode.EOPNOTSUPP)
     assert stuck.faults(GUARDED) == [*STUCK, Action.RETRY]
     assert stuck.standing == set()
     assert stuck.phase() is Phase.DEGRADED

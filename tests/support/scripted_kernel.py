@@ -199,6 +199,7 @@ class ScriptedKernel:
         injections: the exception that each vCPU is to be given at its next entry into the guest.
         overtaking: vectors that are delivered instead, one for each injection, which is lost then.
         silent_traps: whether TRAP events don't come by themselves.
+        unanswered: the commands that SILENCE was the answer to.
     """
 
     dialect: Dialect
@@ -214,6 +215,7 @@ class ScriptedKernel:
     injections: dict[int, InjectException] = field(default_factory=dict)
     overtaking: list[int] = field(default_factory=list)
     silent_traps: bool = False
+    unanswered: list[CommandReceived] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.memory, self.root = guest_memory(self.slide)
@@ -236,7 +238,9 @@ class ScriptedKernel:
                         result = self.carry_out(command)
                     if isinstance(result, ErrorCode):
                         self.kernel.refuse(received, result)
-                    elif result is not SILENCE:
+                    elif result is SILENCE:
+                        self.unanswered.append(received)
+                    else:
                         self.kernel.answer(received, result)
                     if isinstance(command, PauseVcpu) and result is DONE and command.vcpu not in self.silent_pauses:
                         rip = IMAGE_BASE + self.slide + 0x1000
@@ -250,6 +254,16 @@ class ScriptedKernel:
                     pass
                 case other:
                     raise AssertionError(f"the tool sent {other}")
+
+    def answer_late(self, result: ErrorCode | None = None) -> None:
+        """Answer after all what was left unanswered: like this, or as a healthy kernel does."""
+        late, self.unanswered = self.unanswered, []
+        for received in late:
+            answer = self.carry_out(received.command) if result is None else result
+            if isinstance(answer, ErrorCode):
+                self.kernel.refuse(received, answer)
+            else:
+                self.kernel.answer(received, answer)
 
     def _enter(self, vcpu: int) -> None:
         """The vCPU goes on: first of all it is given what was injected, or loses it to something else."""
