@@ -67,7 +67,9 @@ def test_attacks__lists_those_of_a_linux_guest(tmp_path: Path) -> None:
     [
         (["d", "--slide", "random"], "--slide is for the small guest: a snapshot has its own"),
         (["d", "--cpu", "amd"], "--cpu is for the small guest: a snapshot has its own"),
-        (["--workload"], "the small guest has no shell: name the folder of a Linux guest"),
+        (["d", "--ram", "64"], "--ram is for the small guest: a snapshot has its own"),
+        (["d", "--seed", "0"], "--seed is for the small guest: a snapshot has its own"),
+        (["--workload"], "--workload is for a Linux guest, whose folder has to be named: the small one has no shell"),
         (["d", "--attack", "xchg"], "the guest knows no attack or act `xchg`"),
         (["--attack", "core-pattern"], "the guest knows no attack or act `core-pattern`"),
     ],

@@ -1,4 +1,4 @@
-"""The small guest's user mode: what happens when it is left by an interrupt, on any vCPU, with either kind of tables."""
+"""The small guest's user mode: what happens when an interrupt leaves it, on any vCPU, with either kind of tables."""
 
 from __future__ import annotations
 
