@@ -54,5 +54,5 @@ def check_fits(context: click.Context) -> None:
 def _given(context: click.Context) -> Iterator[str]:
     """The options that were typed, also with the value that they have anyway."""
     for parameter in context.command.params:
-        if parameter.name is not None and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
+        if context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
             yield parameter.opts[0]
