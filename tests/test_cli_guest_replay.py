@@ -11,6 +11,9 @@ import pytest
 
 from tests.support.policyc_command import COMMAND, LIMIT_SECONDS, Ran, call_policyc, run_policyc
 
+TOLD = f"0001 out GET_VERSION 0200000001000000\n0002 in reply GET_VERSION 0200180001000000{'00' * 24}\n"
+"""The answer to GET_VERSION, as v7 gives it."""
+
 POLICY = """\
 policy "small" for linux x86_64
 
@@ -95,7 +98,23 @@ def test_another_policy__is_another_conversation(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "arguments", "ran"),
     [
-        ("", ["--show"], Ran(0, "", "")),
+        ("", ["--show"], Ran(2, "", "error: `kept` has no conversation\n")),
+        ("", ["--socket", "s"], Ran(2, "", "error: `kept` has no conversation\n")),
+        (
+            "0001 out GET_INFO 0500000001000000\n",
+            ["--show", "--dialect", "v7", "--conversation", "7"],
+            Ran(2, "", "error: `kept` has no conversation 7\n"),
+        ),
+        (
+            TOLD,
+            ["--show", "--dialect", "v12"],
+            Ran(2, "", "error: the recording's own messages are of kvmi-v7\n  help: leave out --dialect v12\n"),
+        ),
+        (
+            TOLD,
+            ["--socket", "s", "--dialect", "v12"],
+            Ran(2, "", "error: the recording's own messages are of kvmi-v7\n  help: leave out --dialect v12\n"),
+        ),
         (
             "hello\n",
             ["--show"],
