@@ -18,6 +18,7 @@ from policyc.cli.command_table import examples
 from policyc.cli.exit_codes import CommandError, ExitCode
 from policyc.cli.guest_options import check_fits
 from policyc.cli.guest_replay import command as replay
+from policyc.cli.termination import unwinding_on_sigterm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -326,8 +327,9 @@ def build_linux(output: str, kernel_package: str | None, seed: int, boots: int) 
 
     recipe = Recipe(kernel=kernel_package or DEFAULT_KERNEL, seed=seed, boots=boots)
     try:
-        build(Path(output).absolute(), recipe, say)
-    except (BuildError, SnapshotError, OSError) as error:
+        with unwinding_on_sigterm():
+            build(Path(output).absolute(), recipe, say)
+    except (BuildError, SnapshotError) as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
     say(f"{shown_name(output)}: the snapshot of a Linux guest")
     return ExitCode.OK

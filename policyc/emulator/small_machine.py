@@ -68,13 +68,15 @@ class SmallMachine(Machine):
         kpti: bool = False,
     ) -> None:
         super().__init__(Memory(ram), cpu, slide, seed)
-        if not 0 < (online or vcpus) <= vcpus <= VCPUS_MAX:
-            raise ValueError(f"{online or vcpus} of {vcpus} vCPUs can't be online: a machine has 1 to {VCPUS_MAX}")
+        if not 0 < vcpus <= VCPUS_MAX:
+            raise ValueError(f"a machine can't have {vcpus} vCPUs: it has 1 to {VCPUS_MAX}")
+        if online is not None and not 0 < online <= vcpus:
+            raise ValueError(f"{online} of {vcpus} vCPUs can't be online")
         check_place(self.memory, slide, load_gpa)
         self.image: Image = small_image()
         self.ticks = 0
         self._load_gpa = load_gpa
-        self._online = online or vcpus
+        self._online = vcpus if online is None else online
         self._kpti = kpti
         self._loaded = False
         self._firmware = install_firmware(self.memory)
