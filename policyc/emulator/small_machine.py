@@ -22,12 +22,14 @@ from policyc.emulator.machine import DEFAULT_RAM, VCPUS_MAX, Machine, MachineErr
 from policyc.emulator.memory import Memory
 from policyc.emulator.routines import PROCESSOR_ROUTINES, ROUTINES, RoutineResult, Run
 from policyc.emulator.startup import Startup
+from policyc.emulator.vcpu import HALTED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from policyc.emulator.image import BootState
     from policyc.emulator.routines import Routine
+    from policyc.emulator.vcpu import Vcpu
 
 __all__ = ["SmallMachine"]
 
@@ -153,6 +155,12 @@ class SmallMachine(Machine):
     def processor_routines(self) -> Mapping[str, Routine]:
         """See `Machine`."""
         return PROCESSOR_ROUTINES
+
+    def vcpu_state(self, vcpu: Vcpu) -> str:
+        """See `Machine`: one that the kernel has taken down halts as one that idles does, but not for interrupts."""
+        state = vcpu.state
+        taken_down = state == HALTED and self.booted and not self.read_int("cpu_online", offset=8 * vcpu.index)
+        return "offline" if taken_down else state
 
     def begin(self, routine: Routine) -> Run:
         """See `Machine`: each vCPU's idle loop looks into a mailbox."""

@@ -24,3 +24,12 @@ def test_line__is_refused_with_a_sentence(line: str, answer: str) -> None:
     out = io.StringIO()
     status = run_guest(GuestOptions(snapshot=linux_folder(), name="linux"), io.StringIO(f"{line}\nquit\n"), out)
     assert (status, out.getvalue().splitlines()) == (0, [answer])
+
+
+def test_attack__has_no_answer_but_the_hypercall_has() -> None:
+    out = io.StringIO()
+    lines = io.StringIO("attack modprobe-path\nact hypercall\nquit\n")
+    assert run_guest(GuestOptions(snapshot=linux_folder(), name="linux"), lines, out) == 0
+    attack, act = out.getvalue().splitlines()
+    assert ", returned, " in attack
+    assert ", returned -1000, " in act
