@@ -8,8 +8,10 @@ BIN    := $(VENV)/bin
 DEV_STAMP   := $(VENV)/dev.stamp
 GUEST_STAMP := $(VENV)/guest.stamp
 
-PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
-PIP_FLAGS   :=
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet
+
+# What each step of the set-up says.
+STEP := @echo
 
 FUZZ_SECONDS ?= 300
 FUZZ_CORPUS  := .fuzz-corpus
@@ -30,7 +32,7 @@ help: ## show this list
 test: $(DEV_STAMP) ## set up .venv where needed, then formatting, lint, types and tests
 	@$(run-checks)
 
-check: PIP_FLAGS := --quiet
+check: STEP := @:
 check: $(DEV_STAMP) ## the same checks, silent about the set-up
 	@$(run-checks)
 
@@ -39,6 +41,7 @@ fuzz: $(DEV_STAMP) ## look for inputs that break the wire package, for FUZZ_SECO
 
 demo: $(GUEST_STAMP) ## a guest attacks itself, policyc stops it: no root, no KVM
 	@$(BIN)/policyc demo
+	@echo; echo 'policyc is $(BIN)/policyc; `. $(BIN)/activate` puts it on the PATH of this terminal'
 
 format: $(DEV_STAMP) ## rewrite the sources as `make check` wants them
 	$(BIN)/ruff check --fix-only --quiet .
@@ -72,12 +75,15 @@ endef
 
 $(BIN)/python:
 	@$(require-python)
+	$(STEP) '== set-up: a virtual environment in $(VENV)'
 	@$(PYTHON) -m venv --clear $(VENV)
 
 $(DEV_STAMP): pyproject.toml $(BIN)/python
-	@$(PIP_INSTALL) $(PIP_FLAGS) --editable '.[guest,dev]'
+	$(STEP) '== set-up: the Python packages of policyc and of its checks'
+	@$(PIP_INSTALL) --editable '.[guest,dev]'
 	@touch $(GUEST_STAMP) $@
 
 $(GUEST_STAMP): pyproject.toml $(BIN)/python
-	@$(PIP_INSTALL) $(PIP_FLAGS) --editable '.[guest]'
+	$(STEP) '== set-up: the Python packages of policyc and of its guest'
+	@$(PIP_INSTALL) --editable '.[guest]'
 	@touch $@

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -67,7 +69,9 @@ def test_attacks__lists_those_of_a_linux_guest(tmp_path: Path) -> None:
     [
         (["d", "--slide", "random"], "--slide is for the small guest: a snapshot has its own"),
         (["d", "--cpu", "amd"], "--cpu is for the small guest: a snapshot has its own"),
-        (["--workload"], "the small guest has no shell: name the folder of a Linux guest"),
+        (["d", "--ram", "64"], "--ram is for the small guest: a snapshot has its own"),
+        (["d", "--seed", "0"], "--seed is for the small guest: a snapshot has its own"),
+        (["--workload"], "--workload is for a Linux guest, whose folder has to be named: the small one has no shell"),
         (["d", "--attack", "xchg"], "the guest knows no attack or act `xchg`"),
         (["--attack", "core-pattern"], "the guest knows no attack or act `core-pattern`"),
     ],
@@ -80,7 +84,33 @@ def test_run__refuses_what_its_guest_cant_be_told(tmp_path: Path, arguments: lis
 
 def test_run__says_where_there_is_no_snapshot(tmp_path: Path) -> None:
     ran = run_policyc("guest", "run", "nowhere", cwd=tmp_path)
-    assert ran == Ran(2, "nowhere/manifest.json: No such file or directory\n", "")
+    assert ran == Ran(
+        2,
+        "",
+        "error: `nowhere` has no snapshot that can be continued: manifest.json: no such file or directory\n"
+        "  help: `policyc guest build-linux -o nowhere` builds one\n",
+    )
+
+
+def test_run__says_which_snapshot_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "snap").mkdir()
+    (tmp_path / "snap" / "manifest.json").write_bytes(b'{"format": \x01}')
+    ran = run_policyc("guest", "run", "snap", cwd=tmp_path)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: `snap` has no snapshot that can be continued: manifest.json: not JSON: ")
+    assert ran.err.endswith("\n  help: `policyc guest build-linux -o snap` builds one\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--record", "nowhere/x"], "error: `nowhere/x`: no such file or directory\n"),
+        (["--allow-event", "pff"], "error: no event of kvmi-v7 is `pff`; did you mean `pf`?\n"),
+        (["--vcpus", "2", "--online", "3"], "error: 3 of 2 vCPUs can't be online\n"),
+    ],
+)
+def test_run__says_as_an_error_why_it_cant_start(tmp_path: Path, arguments: list[str], said: str) -> None:
+    assert run_policyc("guest", "run", "--socket", "s", *arguments, cwd=tmp_path) == Ran(2, "", said)
 
 
 def test_build_linux__says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +119,54 @@ def test_build_linux__says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.Mon
     assert (ran.code, ran.out) == (2, "")
     assert "the guest is built from Debian's packages, and there is no apt-get here" in ran.err
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.fixture
+def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine whose apt, once called, says so in the pipe `called` and takes its time."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    os.mkfifo(tools / "called")
+    for name in ("apt-get", "apt-cache", "dpkg", "dpkg-deb"):
+        (tools / name).write_text(f"#!/bin/sh\necho called >{tools}/called\nexec /bin/sleep 600\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    return tools
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("tools/apt-get", "/tools/apt-get is there, and no folder"),
+        ("tools", "/tools holds something that is no snapshot"),
+        ("/proc/snap", "error: no folder can be made in /proc: no such file or directory"),
+    ],
+)
+def test_build_linux__looks_where_it_goes_before_it_fetches_anything(
+    debian: Path, tmp_path: Path, output: str, said: str
+) -> None:
+    ran = run_policyc("guest", "build-linux", "-o", output, cwd=tmp_path)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: ")
+    assert ran.err.endswith(f"{said}\n")
+    assert ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_build_linux__leaves_nothing_when_it_is_stopped(debian: Path, tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "policyc", "guest", "build-linux", "-o", "out/linux"]
+    with (
+        os.fdopen(os.open(debian / "called", os.O_RDWR)) as called,
+        subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process,
+    ):
+        try:
+            assert select.select([called], [], [], 60)[0]
+            assert [path.name[:7] for path in (tmp_path / "out").iterdir()] == [".linux-"]
+            process.send_signal(number)
+            assert process.wait(timeout=60) == (-number if number is signal.SIGTERM else 130)
+        finally:
+            process.kill()
+    assert [*(tmp_path / "out").iterdir()] == []
 
 
 def test_attacks__as_json(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ import pytest
 
 from tests.support.policyc_command import COMMAND, LIMIT_SECONDS, Ran, call_policyc, run_policyc
 
+TOLD = f"0001 out GET_VERSION 0200000001000000\n0002 in reply GET_VERSION 0200180001000000{'00' * 24}\n"
+"""The answer to GET_VERSION, as v7 gives it."""
+
 POLICY = """\
 policy "small" for linux x86_64
 
@@ -95,7 +98,23 @@ def test_another_policy__is_another_conversation(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "arguments", "ran"),
     [
-        ("", ["--show"], Ran(0, "", "")),
+        ("", ["--show"], Ran(2, "", "error: `kept` has no conversation\n")),
+        ("", ["--socket", "s"], Ran(2, "", "error: `kept` has no conversation\n")),
+        (
+            "0001 out GET_INFO 0500000001000000\n",
+            ["--show", "--dialect", "v7", "--conversation", "7"],
+            Ran(2, "", "error: `kept` has no conversation 7\n"),
+        ),
+        (
+            TOLD,
+            ["--show", "--dialect", "v12"],
+            Ran(2, "", "error: the recording's own messages are of kvmi-v7\n  help: leave out --dialect v12\n"),
+        ),
+        (
+            TOLD,
+            ["--socket", "s", "--dialect", "v12"],
+            Ran(2, "", "error: the recording's own messages are of kvmi-v7\n  help: leave out --dialect v12\n"),
+        ),
         (
             "hello\n",
             ["--show"],
@@ -143,4 +162,5 @@ def test_a_file_that_is_no_recording__isnt_recorded_into(tmp_path: Path) -> None
     (tmp_path / "letter").write_text("Dear Sir\n")
     ran = call_policyc("guest", "run", "--record", "letter", "--once", cwd=tmp_path)
     assert (ran.code, (tmp_path / "letter").read_text()) == (2, "Dear Sir\n")
-    assert ran.out == "line 1 is none of a recording: a number, in or out, a name, bytes\n"
+    assert ran.err == "error: `letter`: line 1 is none of a recording: a number, in or out, a name, bytes\n"
+    assert ran.out == ""

@@ -1,4 +1,4 @@
-"""What README and docs show is run.
+"""What README, docs and the examples show is run, the examples in a copy of their folder.
 
 Files marked `<!-- file: NAME -->` are written, transcripts marked `<!-- run -->` are replayed, and the two commands of
 one marked `<!-- together -->` run side by side, the first until the second has ended. In an expected output, a `…`
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ import pytest
 from tests.support.policyc_command import call_policyc
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*/README.md"))
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *EXAMPLES]
 
 BLOCK = re.compile(r"<!-- (?P<what>file: (?P<name>\S+)|run|together) -->\n```\w*\n(?P<body>.*?)```", re.DOTALL)
 
@@ -95,6 +97,9 @@ REPLAYS = {"run": run_alone, "together": run_together}
     "document", [d for d in DOCUMENTS if steps(d)], ids=lambda document: str(document.relative_to(ROOT))
 )
 def test_document__shows_what_happens(document: Path, tmp_path: Path) -> None:
+    if document in EXAMPLES:
+        for policy in document.parent.glob("*.policy"):
+            shutil.copy(policy, tmp_path)
     for step in steps(document):
         if step.name is not None:
             (tmp_path / step.name).write_text(step.body)
@@ -105,6 +110,13 @@ def test_document__shows_what_happens(document: Path, tmp_path: Path) -> None:
 
 def test_documents__the_readme_is_among_them() -> None:
     assert len(steps(ROOT / "README.md")) >= 4
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.parent.name)
+def test_example__has_every_command_that_it_shows_run(example: Path) -> None:
+    text = example.read_text()
+    marked = [command for step in steps(example) for command, _ in transcripts(step.body)]
+    assert re.findall(r"^\$ (policyc .*)$", text, re.MULTILINE) == marked != []
 
 
 def links(document: Path) -> list[str]:

@@ -26,6 +26,16 @@ case "$2" in
 esac
 """
 
+TALKATIVE = """\
+case "$*" in
+    -c*) ;;
+    *venv*) mkdir -p .venv/bin; for name in python policyc ruff mypy pytest; do cp "$0" .venv/bin/$name; done;;
+    *install*--quiet*) ;;
+    *install*) echo "Collecting click"; echo "Successfully installed click";;
+    demo) echo "the demo";;
+esac
+"""
+
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
@@ -55,6 +65,32 @@ def test_make__says_what_is_missing(checkout: Path, target: str, python: str | N
     assert (ran.stdout, ran.stderr.splitlines()[0]) == ("", said)
     assert ran.stderr.count("\n") == 2  # the second line is make's own
     assert not (checkout / ".venv").exists()
+
+
+def test_demo__says_a_line_for_each_step_and_where_policyc_is(checkout: Path) -> None:
+    program = checkout / "python-of-this-machine"
+    program.write_text(f"#!/bin/sh\n{TALKATIVE}")
+    program.chmod(0o755)
+    shown = [
+        "the demo",
+        "",
+        "policyc is .venv/bin/policyc; `. .venv/bin/activate` puts it on the PATH of this terminal",
+    ]
+    steps = [
+        "== set-up: a virtual environment in .venv",
+        "== set-up: the Python packages of policyc and of its guest",
+    ]
+    first, second = (make(checkout, "demo", f"PYTHON={program}") for _ in range(2))
+    assert (first.returncode, first.stdout.splitlines(), first.stderr) == (0, [*steps, *shown], "")
+    assert second.stdout.splitlines() == shown
+
+
+def test_check__is_silent_about_the_set_up(checkout: Path) -> None:
+    program = checkout / "python-of-this-machine"
+    program.write_text(f"#!/bin/sh\n{TALKATIVE}")
+    program.chmod(0o755)
+    ran = make(checkout, "check", f"PYTHON={program}")
+    assert (ran.stdout.splitlines()[0], ran.stderr) == ("== ruff format", "")
 
 
 def test_make__lists_every_target(checkout: Path) -> None:

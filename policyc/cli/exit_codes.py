@@ -77,6 +77,7 @@ FAILURES: tuple[Failure, ...] = (
     Failure("policyc.guest.errors", "ProfileError", ExitCode.ARTIFACT_REFUSED),
     Failure("policyc.plan.store", "PlanRefusedError", ExitCode.ARTIFACT_REFUSED),
     Failure("policyc.emulator.recording", "RecordingError", ExitCode.ARTIFACT_REFUSED),
+    Failure("policyc.emulator.process", "UnusableError", ExitCode.USAGE),
     Failure("policyc.plan.tables", "UnresolvedPlaceError", ExitCode.ARTIFACT_REFUSED),
     Failure("policyc.runtime.service", "PlanUnsupportedError", ExitCode.ARTIFACT_REFUSED),
     Failure("policyc.runtime.transport", "TransportError", ExitCode.INPUT_OUTPUT),

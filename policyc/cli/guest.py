@@ -16,7 +16,9 @@ from policyc.cli.artifact_files import read_secret, shown_name
 from policyc.cli.atomic_file import write_atomically
 from policyc.cli.command_table import examples
 from policyc.cli.exit_codes import CommandError, ExitCode
+from policyc.cli.guest_options import check_fits
 from policyc.cli.guest_replay import command as replay
+from policyc.cli.termination import unwinding_on_sigterm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +34,6 @@ QUIRK_NAMES = ("v7-gfn-bit1", "amd-msr", "crash-ignored", "hook-busy", "fetches-
 """Spelt out, so that help needs no emulator; a test holds both against its tables."""
 
 MAX_RAM_MIB = 1024
-DEFAULT_RAM_MIB = 64
 
 SECONDS = click.FloatRange(0.0, 3600.0, min_open=True)
 
@@ -91,7 +92,7 @@ def command() -> None:
 @click.option(
     "--ram",
     type=click.IntRange(16, MAX_RAM_MIB),
-    default=DEFAULT_RAM_MIB,
+    default=64,
     show_default=True,
     metavar="MIB",
     help="Its memory.",
@@ -190,20 +191,7 @@ def run(
     if find_spec("unicorn") is None:
         fact = "the guest needs the Unicorn engine, which isn't installed"
         raise CommandError(ExitCode.USAGE, fact, help="pip install 'policyc[guest]'")
-    _check_fits(
-        folder,
-        {
-            "--slide": slide != "0",
-            "--boot": boot,
-            "--cpu": cpu != "intel",
-            "--ram": ram != DEFAULT_RAM_MIB,
-            "--vcpus": vcpus != 1,
-            "--online": online is not None,
-            "--seed": seed,
-            "--kpti": kpti,
-        },
-        workload=workload,
-    )
+    check_fits(click.get_current_context())
     for attack in attacks:
         _check_attack(attack, linux=folder is not None)
     for seconds in (settle, reconnect, tick, boot, handshake_timeout, unhook_timeout):
@@ -339,8 +327,9 @@ def build_linux(output: str, kernel_package: str | None, seed: int, boots: int) 
 
     recipe = Recipe(kernel=kernel_package or DEFAULT_KERNEL, seed=seed, boots=boots)
     try:
-        build(Path(output).absolute(), recipe, say)
-    except (BuildError, SnapshotError, OSError) as error:
+        with unwinding_on_sigterm():
+            build(Path(output).absolute(), recipe, say)
+    except (BuildError, SnapshotError) as error:
         raise CommandError(ExitCode.USAGE, str(error)) from None
     say(f"{shown_name(output)}: the snapshot of a Linux guest")
     return ExitCode.OK
@@ -360,17 +349,6 @@ def _check_attack(name: str, *, linux: bool) -> None:
         listing = f"policyc guest attacks{' --linux' if linux else ''}"
         hint = f"did you mean `{near[0]}`?" if near else f"`{listing}` lists what there is"
         raise CommandError(ExitCode.USAGE, f"the guest knows no attack or act `{name}`", help=hint)
-
-
-def _check_fits(folder: str | None, given: Mapping[str, object], *, workload: bool) -> None:
-    """Refuse what a guest of this kind can't be told; `given` is what only the small guest can."""
-    if folder is None:
-        if workload:
-            raise click.BadParameter("the small guest has no shell: name the folder of a Linux guest")
-        return
-    for option, is_given in given.items():
-        if is_given:
-            raise click.BadParameter(f"{option} is for the small guest: a snapshot has its own")
 
 
 def _slide(text: str) -> int | None:

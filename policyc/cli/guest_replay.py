@@ -40,7 +40,7 @@ _LOOKED_AT = 64
 @click.option(
     "--deadline",
     type=click.FloatRange(0.0, 3600.0, min_open=True),
-    default=10.0,
+    default=4.0,  # below the 5 seconds after which `policyc run` gives up a command, so that what is missing is told
     show_default=True,
     help="Seconds that the tool may take to listen, and for each thing it has to do next.",
 )
@@ -58,35 +58,41 @@ def command(
         raise click.BadParameter(f"{deadline} is not a number of seconds")
     with Path(file).open("rb") as content, named(file):
         if show:
-            return _show(content, conversation, dialect)
+            return _show(file, content, conversation, dialect)
         assert socket is not None
-        return _play(file, content, conversation or 1, dialect, Path(socket), deadline)
+        return _play(file, content, conversation, dialect, Path(socket), deadline)
 
 
-def _show(content: BinaryIO, wanted: int | None, dialect: str | None) -> ExitCode:
+def _show(name: str, content: BinaryIO, wanted: int | None, dialect: str | None) -> ExitCode:
     from policyc.emulator.recorded_text import Describer
     from policyc.emulator.recording import conversations
 
+    shown = 0
     for number, messages in enumerate(conversations(content), 1):
         if wanted not in (None, number):
             continue
+        shown += 1
         spoken, told = _dialect(messages, dialect)
         click.echo(f"conversation {number}, {spoken.name}")
         describer = Describer(spoken)
         for message in told:
             for line in describer.lines(message):
                 click.echo(line)
+    if not shown:
+        raise _missing(name, wanted)
     return ExitCode.OK
 
 
-def _play(name: str, content: BinaryIO, number: int, dialect: str | None, socket: Path, deadline: float) -> ExitCode:
+def _play(
+    name: str, content: BinaryIO, wanted: int | None, dialect: str | None, socket: Path, deadline: float
+) -> ExitCode:
     from policyc.emulator.recording import conversations
     from policyc.emulator.replay import Replay
     from policyc.emulator.replay_process import replay_to
 
-    messages = next(islice(conversations(content), number - 1, None), None)
+    messages = next(islice(conversations(content), (wanted or 1) - 1, None), None)
     if messages is None:
-        raise CommandError(ExitCode.USAGE, f"`{shown_name(name)}` has no conversation {number}")
+        raise _missing(name, wanted)
     spoken, told = _dialect(messages, dialect)
     replay = Replay(told, spoken)
     replay_to(socket, replay, deadline)
@@ -97,17 +103,26 @@ def _play(name: str, content: BinaryIO, number: int, dialect: str | None, socket
     return ExitCode.FINDINGS if replay.differences else ExitCode.OK
 
 
+def _missing(name: str, wanted: int | None) -> CommandError:
+    held = "no conversation" if wanted is None else f"no conversation {wanted}"
+    return CommandError(ExitCode.USAGE, f"`{shown_name(name)}` has {held}")
+
+
 def _dialect(messages: Iterator[RecordedMessage], wanted: str | None) -> tuple[Dialect, Iterator[RecordedMessage]]:
     """The generation of a conversation, and all of its messages."""
     from policyc.emulator.recording import dialect_of
     from policyc.kvmi import DIALECTS
 
-    if wanted is not None:
-        return DIALECTS[f"kvmi-{wanted}"], messages
+    asked = DIALECTS[f"kvmi-{wanted}"] if wanted is not None else None
     first = list(islice(messages, _LOOKED_AT))
-    found = [dialect for message in reversed(first) if (dialect := dialect_of(message)) is not None]
-    if not found:
+    told = next((dialect for message in reversed(first) if (dialect := dialect_of(message)) is not None), None)
+    spoken = told or asked
+    if spoken is None:
         raise CommandError(
             ExitCode.ARTIFACT_REFUSED, "the recording doesn't tell which generation of KVMI it is", help="say --dialect"
         )
-    return found[0], chain(first, messages)
+    if asked not in (None, spoken):
+        raise CommandError(
+            ExitCode.USAGE, f"the recording's own messages are of {spoken.name}", help=f"leave out --dialect {wanted}"
+        )
+    return spoken, chain(first, messages)

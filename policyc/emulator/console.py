@@ -109,10 +109,11 @@ def _numbered(word: str, rest: list[str]) -> ConsoleCommand:
 
 
 def _perhaps_numbered(word: str, rest: list[str]) -> ConsoleCommand:
-    hint = f"`{word}` takes a number of messages, or nothing"
-    if len(rest) > 1:
+    hint = f"`{word}` takes a number of messages from 1 on, or nothing"
+    number = _number(rest[0], hint) if rest else None
+    if len(rest) > 1 or number == 0:
         raise ConsoleError(hint)
-    return ConsoleCommand(word, number=_number(rest[0], hint) if rest else None)
+    return ConsoleCommand(word, number=number)
 
 
 def _store(word: str, rest: list[str]) -> ConsoleCommand:
@@ -165,7 +166,7 @@ class Console:
             word,
             _sentence(result, word),
             name=routine.name,
-            vcpu=routine.vcpu,
+            vcpu=routine.subject,
             outcome=_outcome(result),
             target=str(routine.target) if routine.target is not None else None,
             before=result.before.hex(),
@@ -183,7 +184,7 @@ class Console:
             word,
             f"{_named(routine, word)}: never finished: {reason}",
             name=routine.name,
-            vcpu=routine.vcpu,
+            vcpu=routine.subject,
             outcome="lost",
             reason=reason,
         )
@@ -207,18 +208,19 @@ class Console:
 
 def _outcome(result: RoutineResult) -> str:
     if result.routine.target is None:
-        return "done" if result.fault is None else "refused"
+        return "done" if result.fault is None and result.refusal is None else "refused"
     return "changed" if result.changed else "unchanged"
 
 
 def _named(routine: Routine, word: str) -> str:
-    name = word if routine.name == word else f"{word} {routine.name}"
-    return f"{name} @{routine.vcpu}" if routine.vcpu else name
+    if routine.name == word:
+        return f"{word} {routine.subject}"
+    return f"{word} {routine.name} @{routine.vcpu}" if routine.vcpu else f"{word} {routine.name}"
 
 
 def _sentence(result: RoutineResult, word: str) -> str:
     routine = result.routine
-    parts = [f"{_named(routine, word)}: {_outcome(result)}"]
+    parts = [f"{_named(routine, word)}: {_outcome(result)}{f': {result.refusal}' if result.refusal else ''}"]
     if routine.target is not None:
         shown = f"{routine.target} {result.before.hex()}"
         parts.append(f"{shown} -> {result.after.hex()}" if result.changed else shown)

@@ -56,6 +56,9 @@ class Loop:
         self._watched: socket.socket | None = None
         self._stop = False
         self._commands: Mapping[str, Callable[[ConsoleCommand], None]] = {
+            # Where the guest does it, the script starts it as a routine.
+            "online": lambda _: self._no_processors(),
+            "offline": lambda _: self._no_processors(),
             "status": lambda _: vmm.status(),
             "list": lambda _: self._out.routines(vmm.machine.routines),
             "help": lambda _: self._out.help(),
@@ -154,6 +157,9 @@ class Loop:
             self._commands[command.word](command)
         except ConsoleError as error:
             self._out.say("error", str(error))
+
+    def _no_processors(self) -> None:
+        raise ConsoleError("this guest has one vCPU, which it neither starts nor takes down")
 
     def _reset(self) -> None:
         self._script.forget("the machine was reset")

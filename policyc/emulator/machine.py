@@ -108,6 +108,10 @@ class Machine(ABC):
         """How the guest brings a vCPU up and takes one down: `online` and `offline`, if it can."""
         return {}
 
+    def vcpu_state(self, vcpu: Vcpu) -> str:
+        """What a vCPU is at, in words."""
+        return vcpu.state
+
     @abstractmethod
     def begin(self, routine: Routine) -> RoutineRun:
         """Have the guest do something.

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TextIO
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, BinaryIO, Final, TextIO
 
 from policyc.emulator.linux.errors import SnapshotError
 from policyc.emulator.machines import routines_of
+from policyc.emulator.recorder import Recorder, open_recording
+from policyc.emulator.recording import RecordingError
+from policyc.kvmi import DIALECTS
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from policyc.emulator.loop import Loop
     from policyc.emulator.options import GuestOptions
 
-__all__ = ["EXIT_FAILED", "EXIT_OK", "EXIT_UNUSABLE", "run_guest"]
+__all__ = ["EXIT_FAILED", "EXIT_OK", "UnusableError", "run_guest"]
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
-EXIT_UNUSABLE: Final = 2
+
+
+class UnusableError(Exception):
+    """The guest can't be started: `message` says why, `help` what would start it, or is None."""
+
+    def __init__(self, message: str, help: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.help = help
 
 
 def run_guest(options: GuestOptions, console: TextIO, out: TextIO) -> int:
@@ -25,36 +40,44 @@ def run_guest(options: GuestOptions, console: TextIO, out: TextIO) -> int:
         out: answers, one line each.
 
     Returns:
-        0; 1 if the machine ended by itself (a fault that nothing handles, or the tool's CRASH); 2 if it couldn't be
-        started: the engine isn't installed, or an option can't be had.
+        0; 1 if the machine ended by itself (a fault that nothing handles, or the tool's CRASH).
+
+    Raises:
+        UnusableError: it couldn't be started: the engine isn't installed, or an option can't be had.
+        OSError: a file that the options name can't be opened.
     """
-    problem = next((f"no such routine: {name}" for name in options.attacks if name not in routines_of(options)), None)
-    if problem is None:
-        try:
-            return _run(options, console, out)
-        except ModuleNotFoundError as error:
-            if error.name != "unicorn":
-                raise
-            problem = "the guest needs the unicorn engine, which isn't installed: pip install 'policyc[guest]'"
-        except (OSError, SnapshotError, ValueError) as error:
-            problem = str(error)
-    out.write(f"{problem}\n")
-    return EXIT_UNUSABLE
+    for name in options.attacks:
+        if name not in routines_of(options):
+            raise UnusableError(f"no such routine: {name}")
+    with _recording(options) as file:
+        recorder = Recorder(file, DIALECTS[options.dialect]) if file is not None else None
+        return _loop(options, console, out, recorder).run()
 
 
-def _run(options: GuestOptions, console: TextIO, out: TextIO) -> int:
+def _recording(options: GuestOptions) -> AbstractContextManager[BinaryIO | None]:
+    if options.record is None:
+        return nullcontext()
+    try:
+        return open_recording(options.record)
+    except RecordingError as error:
+        raise UnusableError(f"`{options.record}`: {error}") from None
+
+
+def _loop(options: GuestOptions, console: TextIO, out: TextIO, recorder: Recorder | None) -> Loop:
     # Imported here, since the engine is an optional extra.
-    from policyc.emulator.loop import Loop
-    from policyc.emulator.quirks import LayoutError
-    from policyc.emulator.recorder import Recorder, open_recording
-    from policyc.emulator.recording import RecordingError
-    from policyc.kvmi import DIALECTS
-
+    try:
+        from policyc.emulator.loop import Loop
+        from policyc.emulator.quirks import LayoutError
+    except ModuleNotFoundError as error:
+        if error.name != "unicorn":
+            raise
+        fact = "the guest needs the Unicorn engine, which isn't installed"
+        raise UnusableError(fact, "pip install 'policyc[guest]'") from None
     secret = options.cookie_file.read_bytes() if options.cookie_file is not None else None
     try:
-        if options.record is None:
-            return Loop(options, secret, console, out).run()
-        with open_recording(options.record) as file:
-            return Loop(options, secret, console, out, Recorder(file, DIALECTS[options.dialect])).run()
-    except (LayoutError, RecordingError) as error:
-        raise ValueError(str(error)) from error
+        return Loop(options, secret, console, out, recorder)
+    except SnapshotError as error:
+        fact = f"`{options.snapshot}` has no snapshot that can be continued: {error}"
+        raise UnusableError(fact, f"`policyc guest build-linux -o {options.snapshot}` builds one") from None
+    except (LayoutError, ValueError) as error:
+        raise UnusableError(str(error)) from None

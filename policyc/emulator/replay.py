@@ -125,7 +125,8 @@ class Replay:
                 self.over = True
         self._advance()
         if self._tool_closed and not self.over:
-            self._differ(f"the tool closed the connection; the recording goes on with {self.expected}")
+            self._differ(f"the tool closed the connection and never sent what is recorded next: {self.expected}")
+            self._left_over("the tool sent, and the recording doesn't answer by then:")
             self.over = True
 
     def outgoing(self) -> bytes:
@@ -148,6 +149,7 @@ class Replay:
     def give_up(self, reason: str) -> None:
         """The tool doesn't do what comes next."""
         self._differ(f"{reason}: expected {self.expected}")
+        self._left_over("the tool sent, and the recording doesn't answer by then:")
         self.over = True
 
     # --- the recording ---
@@ -190,11 +192,15 @@ class Replay:
 
     def _finish(self) -> None:
         self.over = True
+        self._left_over("the recording doesn't have")
+
+    def _left_over(self, why: str) -> None:
+        """Tell what the tool sent that nothing recorded was matched with."""
         for said in self._unmatched:
             if (said.id, said.payload) in self._answers:
                 self.repeated += 1
             else:
-                self._differ(f"the recording doesn't have {self._theirs.text(True, said.whole)}")
+                self._differ(f"{why} {self._theirs.text(True, said.whole)}")
 
     def _shake(self, now: RecordedMessage) -> bool:
         assert now.data is not None

@@ -88,6 +88,7 @@ class Routine:
         vcpu: which one is to do it.
         argument: a number that it is given.
         takes_number: whether it wants one; else a number on the console is the vCPU's.
+        refusals: what it returns where it hasn't done it, and what that means.
     """
 
     name: str
@@ -98,6 +99,12 @@ class Routine:
     vcpu: int = 0
     argument: int = 0
     takes_number: bool = False
+    refusals: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def subject(self) -> int:
+        """The vCPU that it is about: the one that it is given, or else the one that does it."""
+        return self.argument if self.takes_number else self.vcpu
 
     def on(self, vcpu: int) -> Routine:
         """The same, done by this vCPU."""
@@ -134,6 +141,11 @@ class RoutineResult:
     def changed(self) -> bool:
         """Whether the target isn't what it was."""
         return self.before != self.after
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the routine says that it hasn't done it; None if it doesn't."""
+        return dict(self.routine.refusals).get(self.value) if self.fault is None else None
 
 
 class RoutineRun(Protocol):
@@ -281,7 +293,17 @@ ROUTINES: Final[Mapping[str, Routine]] = {
 """By name, in the order of a tour."""
 
 PROCESSOR_ROUTINES: Final[Mapping[str, Routine]] = {
-    "online": Routine("online", "cpu_up", Kind.ACT, "start a vCPU", None, takes_number=True),
-    "offline": Routine("offline", "cpu_down", Kind.ACT, "take a vCPU down", None),
+    "online": Routine(
+        "online",
+        "cpu_up",
+        Kind.ACT,
+        "start a vCPU",
+        None,
+        takes_number=True,
+        refusals=((-16, "it is online"), (-22, "the guest knows no such vCPU"), (-5, "it didn't come up in time")),
+    ),
+    "offline": Routine(
+        "offline", "cpu_down", Kind.ACT, "take a vCPU down", None, refusals=((-22, "the first one stays online"),)
+    ),
 }
 """What a processor does about another, or about itself: `online` is done by the first and takes a number."""

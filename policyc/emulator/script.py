@@ -76,12 +76,12 @@ class Script:
         """
         self._report(machine)
         head = self._lines[0] if self._lines else None
-        if isinstance(head, ConsoleError):
-            self._lines.popleft()
-            self._out.say("error", str(head))
-            return None
         patient = not self._runs or now - self._begun > STUCK
-        if head is not None:
+        if isinstance(head, ConsoleError):
+            if patient:
+                self._lines.popleft()
+                self._out.say("error", str(head))
+        elif head is not None:
             routine = _routine_of(head, machine)
             if routine is None:
                 return self._lines.popleft() if patient else None  # type: ignore[return-value]  # the head, no error

@@ -22,12 +22,14 @@ from policyc.emulator.machine import DEFAULT_RAM, VCPUS_MAX, Machine, MachineErr
 from policyc.emulator.memory import Memory
 from policyc.emulator.routines import PROCESSOR_ROUTINES, ROUTINES, RoutineResult, Run
 from policyc.emulator.startup import Startup
+from policyc.emulator.vcpu import HALTED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from policyc.emulator.image import BootState
     from policyc.emulator.routines import Routine
+    from policyc.emulator.vcpu import Vcpu
 
 __all__ = ["SmallMachine"]
 
@@ -68,13 +70,15 @@ class SmallMachine(Machine):
         kpti: bool = False,
     ) -> None:
         super().__init__(Memory(ram), cpu, slide, seed)
-        if not 0 < (online or vcpus) <= vcpus <= VCPUS_MAX:
-            raise ValueError(f"{online or vcpus} of {vcpus} vCPUs can't be online: a machine has 1 to {VCPUS_MAX}")
+        if not 0 < vcpus <= VCPUS_MAX:
+            raise ValueError(f"a machine can't have {vcpus} vCPUs: it has 1 to {VCPUS_MAX}")
+        if online is not None and not 0 < online <= vcpus:
+            raise ValueError(f"{online} of {vcpus} vCPUs can't be online")
         check_place(self.memory, slide, load_gpa)
         self.image: Image = small_image()
         self.ticks = 0
         self._load_gpa = load_gpa
-        self._online = online or vcpus
+        self._online = vcpus if online is None else online
         self._kpti = kpti
         self._loaded = False
         self._firmware = install_firmware(self.memory)
@@ -151,6 +155,12 @@ class SmallMachine(Machine):
     def processor_routines(self) -> Mapping[str, Routine]:
         """See `Machine`."""
         return PROCESSOR_ROUTINES
+
+    def vcpu_state(self, vcpu: Vcpu) -> str:
+        """See `Machine`: one that the kernel has taken down halts as one that idles does, but not for interrupts."""
+        state = vcpu.state
+        taken_down = state == HALTED and self.booted and not self.read_int("cpu_online", offset=8 * vcpu.index)
+        return "offline" if taken_down else state
 
     def begin(self, routine: Routine) -> Run:
         """See `Machine`: each vCPU's idle loop looks into a mailbox."""

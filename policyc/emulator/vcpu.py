@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from policyc.emulator.image import BootState
     from policyc.emulator.memory import Memory
 
-__all__ = ["Vcpu"]
+__all__ = ["HALTED", "Vcpu"]
+
+HALTED: Final = "halted"
+"""The `Vcpu.state` after HLT, until an interrupt comes."""
 
 _PAGE_FAULT: Final = 14
 _EXCEPTIONS: Final = 32
@@ -136,7 +139,7 @@ class Vcpu:
         if self.startup is not Startup.RUNNING:
             return "not started"
         if self.halted:
-            return "halted"
+            return HALTED
         return "in user mode" if self.engine.cpl else "in the kernel"
 
     def stands(self) -> bool:

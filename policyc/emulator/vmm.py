@@ -177,9 +177,10 @@ class Vmm:
 
     def boot(self) -> None:
         """End the time of the firmware."""
-        if self._boot_at is not None:
-            self._boot_at = None
-            self.machine.power_on()
+        if self._boot_at is None:
+            raise ConsoleError("the kernel was loaded before")
+        self._boot_at = None
+        self.machine.power_on()
         self._out.say("boot", "the kernel is loaded", slide=self.machine.slide)
 
     def unhook(self) -> None:
@@ -194,11 +195,14 @@ class Vmm:
 
     def hang_up(self, messages: int | None) -> None:
         """Break the connection, at once or after so many messages of the tool, of the next one if there is none."""
+        if self.link is None or (messages is None and self.session is None):
+            raise ConsoleError("there is no connection to break")
         if messages is None:
             self._out.say("hangup", "the connection is broken")
             self.drop("the VMM hung up")
             return
-        self._out.say("hangup", f"the connection breaks after {messages} messages", messages=messages)
+        number = "1 message" if messages == 1 else f"{messages} messages"
+        self._out.say("hangup", f"the connection breaks after {number}", messages=messages)
         if self.session is not None:
             self.session.patience = messages
         else:
@@ -247,17 +251,18 @@ class Vmm:
         if session is not None:
             connection = "armed" if session.armed else "connected" if session.hooked else "greeting"
         waiting = [vcpu.waiting.kind.value for vcpu in machine.vcpus if vcpu.waiting is not None]
-        guest = "booting" if not machine.booted else "running"
+        guest = "stopped by the VMM" if machine.stopped else "running" if machine.booted else "booting"
         if machine.panicked is not None:
             guest = f"panicked on exception {machine.panicked}"
         elif waiting:
             guest = f"standing still until {', '.join(waiting)} is answered"
+        states = [machine.vcpu_state(vcpu) for vcpu in machine.vcpus]
         jiffies = machine.read_int("jiffies") if machine.booted else 0
         self._out.say(
             "status",
             f"guest {guest}, jiffies {jiffies}, slide {machine.slide:#x}, {len(machine.memory.rights)} frames"
             f" restricted, {machine.events_sent} events, {connection}, vCPUs"
-            f" {', '.join(vcpu.state for vcpu in machine.vcpus)}",
+            f" {', '.join(states)}",
             guest=guest,
             jiffies=jiffies,
             slide=machine.slide,
@@ -265,5 +270,5 @@ class Vmm:
             events=machine.events_sent,
             instructions=machine.instructions,
             connection=connection,
-            vcpus=[vcpu.state for vcpu in machine.vcpus],
+            vcpus=states,
         )

@@ -60,7 +60,8 @@ def test_commands_that_take_something(line: str, command: ConsoleCommand) -> Non
         ("attack xchg @x", "@ stands before the number of a vCPU"),
         ("online", "`online` takes the number of a vCPU"),
         ("offline -1", "`offline` takes the number of a vCPU"),
-        ("hangup 1 2", "`hangup` takes a number of messages, or nothing"),
+        ("hangup 1 2", "`hangup` takes a number of messages from 1 on, or nothing"),
+        ("hangup 0", "`hangup` takes a number of messages from 1 on, or nothing"),
         ("dma jiffies", "`dma` takes a symbol and bytes in hexadecimal, such as `sys_call_table+0x8 9090`"),
         ("dma jiffies+q 90", "`dma` takes a symbol and bytes in hexadecimal, such as `sys_call_table+0x8 9090`"),
         ("dma jiffies 9", "`dma` takes a symbol and bytes in hexadecimal, such as `sys_call_table+0x8 9090`"),
@@ -83,9 +84,9 @@ def run(name: str, *, as_json: bool) -> str:
 def test_a_result_in_words() -> None:
     assert run("straddle", as_json=False) == (
         "attack straddle: changed, guarded_object-0x4 aaaaaaaa04000000 -> 0141414141414141, returned, 0 events, "
-        "203 instructions\n"
+        "213 instructions\n"
     )
-    assert run("hypercall", as_json=False) == "act hypercall: done, returned -1000, 0 events, 193 instructions\n"
+    assert run("hypercall", as_json=False) == "act hypercall: done, returned -1000, 0 events, 203 instructions\n"
 
 
 def test_a_result_for_programs() -> None:
@@ -100,7 +101,7 @@ def test_a_result_for_programs() -> None:
         "fault": None,
         "returned": 0,
         "jiffies": [0, 0],
-        "instructions": 203,
+        "instructions": 213,
         "events": 0,
     }
 
@@ -149,6 +150,21 @@ def test_lines_are_obeyed_in_order_and_there_is_no_tour() -> None:
         ("act", "patch"),
     ]
     assert handed == ["status", "help"]
+
+
+def test_a_line_that_is_refused_waits_as_well() -> None:
+    out = io.StringIO()
+    machine = SmallMachine.boot()
+    made = Script(ROUTINES, (), Console(out, as_json=True))
+    for line in ("attack straddle", "attack stradle"):
+        made.take(line)
+    for _ in range(2):
+        made.advance(machine, 0.0)
+    assert out.getvalue() == ""
+    machine.run_until_idle()
+    for _ in range(2):
+        made.advance(machine, 0.0)
+    assert [json.loads(line)["kind"] for line in out.getvalue().splitlines()] == ["attack", "error"]
 
 
 def test_a_line_waits_for_the_routine_before_it_but_not_for_ever() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from policyc.addresses import Gpa
 from policyc.emulator.options import GuestOptions
-from policyc.emulator.process import run_guest
+from policyc.emulator.process import UnusableError, run_guest
 from policyc.emulator.routines import ROUTINES
 from policyc.kvmi import (
     DONE,
@@ -78,23 +78,28 @@ def test_the_console_is_obeyed() -> None:
         ({"attacks": ("nothing",)}, "no such routine: nothing"),
         ({"slide": 4096}, "a slide is a multiple of 0x200000 from 0 to 0x3e000000, not 0x1000"),
         ({"ram_mib": 4096}, "guest memory must be a multiple of 2 MiB and at most 1024 MiB, not 4294967296"),
-        ({"cookie_file": Path("/nonexistent/cookie")}, "[Errno 2] No such file or directory: '/nonexistent/cookie'"),
     ],
 )
 def test_options_that_cannot_be_had(changes: dict[str, object], sentence: str) -> None:
-    assert run(options(None, **changes)) == (2, [sentence])
+    with pytest.raises(UnusableError) as caught:
+        run(options(None, **changes))
+    assert (caught.value.message, caught.value.help) == (sentence, None)
+
+
+def test_a_secret_that_cannot_be_read() -> None:
+    with pytest.raises(FileNotFoundError):
+        run(options(None, cookie_file=Path("/nonexistent/cookie")))
 
 
 def test_without_the_engine_one_sentence_names_the_extra() -> None:
     code = (
         "import sys; sys.modules['unicorn'] = None; import io;"
-        "from policyc.emulator.options import GuestOptions; from policyc.emulator.process import run_guest;"
-        "print(run_guest(GuestOptions(), io.StringIO(), sys.stdout))"
+        "from policyc.emulator.options import GuestOptions; from policyc.emulator.process import *\n"
+        "try: run_guest(GuestOptions(), io.StringIO(), sys.stdout)\n"
+        "except UnusableError as error: print(error.message, error.help, sep='; ')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == (
-        "the guest needs the unicorn engine, which isn't installed: pip install 'policyc[guest]'\n2\n"
-    )
+    assert done.stdout == ("the guest needs the Unicorn engine, which isn't installed; pip install 'policyc[guest]'\n")
 
 
 def arm(tool: SocketTool, symbol_gva: int, rights: PageAccess) -> Gpa:

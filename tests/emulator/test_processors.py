@@ -94,9 +94,17 @@ def test_a_processor_that_nobody_starts_waits() -> None:
     assert (machine.read_int("jiffies"), machine.read_int("irq_count", offset=8 * 0xEC)) == (1, 2)
 
 
-@pytest.mark.parametrize(("vcpus", "online"), [(0, None), (9, None), (2, 3)])
-def test_machines_that_cannot_be(vcpus: int, online: int | None) -> None:
-    with pytest.raises(ValueError, match="can't be online: a machine has 1 to 8"):
+@pytest.mark.parametrize(
+    ("vcpus", "online", "problem"),
+    [
+        (0, None, "a machine can't have 0 vCPUs: it has 1 to 8"),
+        (9, None, "a machine can't have 9 vCPUs: it has 1 to 8"),
+        (2, 3, "3 of 2 vCPUs can't be online"),
+        (2, 0, "0 of 2 vCPUs can't be online"),
+    ],
+)
+def test_machines_that_cannot_be(vcpus: int, online: int | None, problem: str) -> None:
+    with pytest.raises(ValueError, match=f"^{problem}$"):
         SmallMachine(vcpus=vcpus, online=online)
 
 

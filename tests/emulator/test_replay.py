@@ -198,7 +198,7 @@ def test_a_tool_that_leaves_early__is_told_what_was_next(tool: Tool) -> None:
     tool.replay.receive(b"")
     assert tool.replay.over
     (difference,) = tool.replay.differences
-    assert difference.startswith("the tool closed the connection; the recording goes on with #")
+    assert difference.startswith("the tool closed the connection and never sent what is recorded next: #")
     assert " ReadPhysical gpa=0x1000 size=4 (line " in difference
 
 
@@ -319,8 +319,25 @@ def test_a_tool_that_hangs_up__is_told(tmp_path: Path) -> None:
     replay_to(tmp_path / "s", replay, 10)
     thread.join()
     assert replay.differences == [
-        "the tool closed the connection; the recording goes on with its answer to the handshake"
+        "the tool closed the connection and never sent what is recorded next: its answer to the handshake"
     ]
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["closes", "waits"])
+def test_a_tool_that_stops_at_what_isnt_recorded__is_told_what_went_unanswered(tool: Tool, closes: bool) -> None:
+    """It never came to what is recorded next, because it waited for an answer to something else."""
+    tool.connection.send(ControlEvents(0, EventKind.PF, enable=True))
+    tool.talk()
+    if closes:
+        tool.replay.receive(b"")
+    else:
+        tool.replay.give_up("it is late")
+    first, second = tool.replay.differences
+    assert "GetInfo" in first
+    assert second == (
+        "the tool sent, and the recording doesn't answer by then: "
+        f"#{FIRST[tool.dialect]} ControlEvents vcpu=0 event=PF enable=True"
+    )
 
 
 def test_nobody_listens(tmp_path: Path) -> None:

@@ -37,10 +37,12 @@ class LinuxRoutine(Routine):
     Attributes:
         value: what it stores: bytes, or the name of a routine whose address it is.
         functions: functions of the kernel's: one that it calls, and one that this is to call.
+        answers: whether what is in RAX at its end is an answer; else it is what the last instruction left there.
     """
 
     value: bytes | str = b""
     functions: tuple[str, str] | None = None
+    answers: bool = False
 
 
 def _attack(name: str, symbol: str, what: str, target: Memory | Register, value: bytes | str = b"") -> LinuxRoutine:
@@ -106,7 +108,7 @@ ROUTINES: Final[Mapping[str, LinuxRoutine]] = {
             value=b"\x90",
             functions=("__text_poke", "text_poke_memset"),
         ),
-        LinuxRoutine("hypercall", "hypercall", Kind.ACT, "the hypercall that KVMI reports, 34/24", None),
+        LinuxRoutine("hypercall", "hypercall", Kind.ACT, "the hypercall that KVMI reports, 34/24", None, answers=True),
     )
 }
 """By name, in the order of a tour."""
@@ -185,7 +187,8 @@ class LinuxRun:
         vcpu = self._machine.vcpus[0]
         if not self.entered or self.finished or not vcpu.halted:
             return
-        self._value = vcpu.engine.get("rax")
+        if self.routine.answers:
+            self._value = vcpu.engine.get("rax")
         for name, value in self._saved.items():
             vcpu.engine.set(name, value)
         self.finished = True

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gzip
 import re
-import tempfile
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from policyc.emulator.linux.capture import capture
@@ -15,10 +13,11 @@ from policyc.emulator.linux.errors import BuildError
 from policyc.emulator.linux.initrd import SYMBOLS_SENT, archive, guest_files
 from policyc.emulator.linux.packages import Packages
 from policyc.emulator.linux.qemu import CPU, Qemu, installed_qemu
-from policyc.emulator.linux.snapshot import Origin, write_snapshot
+from policyc.emulator.linux.snapshot import Origin, check_target, work_folder, write_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from policyc.emulator.linux.packages import Package
     from policyc.emulator.linux.state import MachineState
@@ -87,12 +86,11 @@ def build(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> tuple[int
 
     Raises:
         BuildError: a package or QEMU can't be had, or the boots don't agree with themselves.
-        SnapshotError: the folder holds something else.
+        SnapshotError: the folder holds something else, or can't be made; nothing was fetched for it then.
         OSError: it can't be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
-        work = Path(name)
+    check_target(folder)
+    with work_folder(folder) as work:
         packages, kernel, root = _fetch(work, recipe, say)
         initrd = work / "initrd"
         initrd.write_bytes(archive(guest_files((work / "guest/bin/busybox").read_bytes())))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from policyc.emulator.linux.snapshot import Snapshot
     from policyc.emulator.linux.state import CpuState
     from policyc.emulator.routines import Routine, RoutineResult
+    from policyc.emulator.startup import Startup
 
 __all__ = ["TICK_NS", "LinuxMachine"]
 
@@ -104,6 +105,14 @@ class LinuxMachine(Machine):
             self._attack.leave()
             self._lend()
 
+    def add_vcpu(self, startup: Startup) -> Vcpu:
+        """See `Machine`: the snapshot's kernel was told of one processor when it booted.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("a Linux guest has one vCPU")
+
     def symbol(self, name: str) -> Gva:
         """Where a symbol of the running kernel is, slide included.
 
@@ -143,6 +152,8 @@ class LinuxMachine(Machine):
         """See `Machine`: it is entered when the kernel idles."""
         if self._attack is not None and not self._attack.finished:
             raise ValueError("the guest is busy with another routine")
+        if routine.vcpu >= len(self.vcpus):
+            raise ValueError(f"vCPU {routine.vcpu} isn't online")
         if not isinstance(routine, LinuxRoutine):
             raise ValueError(f"{routine.name} is no routine of a Linux machine")
         self._attack = LinuxRun(self, routine)

@@ -16,6 +16,7 @@ import hashlib
 import json
 import tempfile
 import zlib
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,11 +26,20 @@ from policyc.emulator.linux.state import machine_state_from
 from policyc.emulator.memory import RAM_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from policyc.emulator.linux.state import MachineState
 
-__all__ = ["MANIFEST", "SYMBOLS", "Origin", "Snapshot", "load_snapshot", "write_snapshot"]
+__all__ = [
+    "MANIFEST",
+    "SYMBOLS",
+    "Origin",
+    "Snapshot",
+    "check_target",
+    "load_snapshot",
+    "work_folder",
+    "write_snapshot",
+]
 
 MANIFEST: Final = "manifest.json"
 MEMORY: Final = "memory.zlib"
@@ -92,6 +102,37 @@ class Snapshot:
     digest: str
 
 
+def check_target(folder: Path) -> None:
+    """Whether a snapshot may be written to `folder`: where nothing is yet, or another snapshot.
+
+    Raises:
+        SnapshotError: something else is there.
+        OSError: it can't be looked at.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise SnapshotError(f"{folder} is there, and no folder")
+    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise SnapshotError(f"{folder} holds something that is no snapshot")
+
+
+@contextmanager
+def work_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, on the same file system, that goes away again with all that is in it.
+
+    Raises:
+        SnapshotError: none can be made there.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent)
+    except OSError as error:
+        raise SnapshotError(
+            f"no folder can be made in {folder.parent}: {(error.strerror or str(error)).lower()}"
+        ) from None
+    with made as name:
+        yield Path(name)
+
+
 def write_snapshot(
     folder: Path, origin: Origin, state: MachineState, memory: bytes, symbols: bytes, console: bytes
 ) -> None:
@@ -101,8 +142,7 @@ def write_snapshot(
         OSError: it can't be written.
         SnapshotError: the folder holds something else.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
-        raise SnapshotError(f"{folder} holds something that is no snapshot")
+    check_target(folder)
     contents = {
         MEMORY: zlib.compress(memory, _LEVEL),
         STATE: _json(state.to_json()),
@@ -111,9 +151,8 @@ def write_snapshot(
     }
     files = {name: {"size": len(data), "sha256": _digest(data)} for name, data in contents.items()}
     manifest = {"format": FORMAT, "origin": asdict(origin), "memory_size": len(memory), "files": files}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
-        new, old = Path(name) / "new", Path(name) / "old"
+    with work_folder(folder) as work:
+        new, old = work / "new", work / "old"
         new.mkdir()
         for file, data in (*contents.items(), (MANIFEST, _json(manifest))):
             (new / file).write_bytes(data)
@@ -126,21 +165,21 @@ def load_snapshot(folder: Path) -> Snapshot:
     """Read and check a snapshot.
 
     Raises:
-        SnapshotError: there is none, or what is there isn't what the manifest says.
+        SnapshotError: there is none, or what is there isn't what the manifest says; which file, below `folder`.
     """
     raw = _read(folder / MANIFEST, MANIFEST_LIMIT)
     manifest = _parsed(raw, MANIFEST)
     if manifest.get("format") != FORMAT:
-        raise SnapshotError(f"{folder / MANIFEST}: a snapshot of another format: build it again")
+        raise SnapshotError(f"{MANIFEST}: a snapshot of another format")
     size = manifest.get("memory_size")
     if not isinstance(size, int) or not 0 < size <= RAM_LIMIT or size % _PAGE_ALIGNMENT:
-        raise SnapshotError(f"{folder / MANIFEST}: memory of {size!r} bytes")
+        raise SnapshotError(f"{MANIFEST}: memory of {size!r} bytes")
     files = {name: _checked(folder, manifest.get("files"), name) for name in FILE_LIMITS}
     state = machine_state_from(_parsed(files[STATE], STATE))
     return Snapshot(
         origin=_origin(manifest.get("origin")),
         state=state,
-        memory=_unpacked(folder / MEMORY, files[MEMORY], size),
+        memory=_unpacked(files[MEMORY], size),
         symbols=files[SYMBOLS],
         console=files[CONSOLE],
         digest=_digest(raw),
@@ -150,10 +189,10 @@ def load_snapshot(folder: Path) -> Snapshot:
 def _checked(folder: Path, files: object, name: str) -> bytes:
     entry = files.get(name) if isinstance(files, dict) else None
     if not isinstance(entry, dict):
-        raise SnapshotError(f"{folder / MANIFEST}: it doesn't name {name}")
+        raise SnapshotError(f"{MANIFEST}: it doesn't name {name}")
     data = _read(folder / name, FILE_LIMITS[name])
     if (entry.get("size"), entry.get("sha256")) != (len(data), _digest(data)):
-        raise SnapshotError(f"{folder / name}: not what the manifest says it is")
+        raise SnapshotError(f"{name}: not what the manifest says it is")
     return data
 
 
@@ -162,20 +201,20 @@ def _read(path: Path, limit: int) -> bytes:
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise SnapshotError(f"{path}: {error.strerror}") from None
+        raise SnapshotError(f"{path.name}: {(error.strerror or str(error)).lower()}") from None
     if len(data) > limit:
-        raise SnapshotError(f"{path}: more than {limit} bytes")
+        raise SnapshotError(f"{path.name}: more than {limit} bytes")
     return data
 
 
-def _unpacked(path: Path, data: bytes, size: int) -> bytes:
+def _unpacked(data: bytes, size: int) -> bytes:
     unpacker = zlib.decompressobj()
     try:
         memory = unpacker.decompress(data, size + 1)
     except zlib.error as error:
-        raise SnapshotError(f"{path}: {error}") from None
+        raise SnapshotError(f"{MEMORY}: {error}") from None
     if len(memory) != size or not unpacker.eof or unpacker.unused_data:
-        raise SnapshotError(f"{path}: not the {size} bytes of memory that the manifest announces")
+        raise SnapshotError(f"{MEMORY}: not the {size} bytes of memory that the manifest announces")
     return memory
 
 
@@ -209,7 +248,7 @@ def _parsed(data: bytes, name: str) -> dict[str, object]:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise SnapshotError(f"{name}: {error}") from None
+        raise SnapshotError(f"{name}: not JSON: {error}") from None
     if not isinstance(document, dict):
         raise SnapshotError(f"{name}: no JSON object")
     return document

@@ -12,14 +12,21 @@ FUNC call_user
     pushq %r14
     pushq %r15
     cli
-    movq %rsp, user_call_stack(%rip)
-    movl $user_call_top, %r8d
+    movq %rsp, %gs:PCPU_CALL
+    movq %gs:PCPU_STACK, %r8
+    subq %rsp, %r8
+    cmpq $PAGE_SIZE, %r8
+    jae 1f
+    movq %rsp, %r8                          # the task was interrupted: its frame is on this stack, and has to stay
+    andq $-16, %r8
+    call set_entry_stack
+1:  movl $user_call_top, %r8d
     jmp enter_user
 ENDF call_user
 
 # Where entry_INT80_compat leads from user mode.
 FUNC user_called
-    movq user_call_stack(%rip), %rsp
+    movq %gs:PCPU_CALL, %rsp
     popq %r15
     popq %r14
     popq %r13
@@ -33,7 +40,9 @@ ENDF user_called
 FUNC act_hypercall_32
     leaq user32_hypercall, %rdx
     movl $__USER32_CS, %ecx
-    jmp call_user
+    call call_user
+    cltq                                    # an error is a number of 32 bits there
+    ret
 ENDF act_hypercall_32
 
 FUNC act_hypercall_flood
@@ -89,6 +98,5 @@ ENDO edge_after
     .section .bss, "aw", @nobits
 
     .balign 8
-    COUNTER user_call_stack
     COUNTER hypercalls_made
     COUNTER frame_uses

@@ -267,6 +267,14 @@ FUNC map_entry
     CLONE cpu_tss_rw, 1
     CLONE ist_stacks, 4
     CLONE task_stack, 1
+    leaq secondary_areas(%rip), %rdx
+    movl $(NR_CPUS - 1), %r8d
+2:  movq %rdx, %rsi
+    movl $AREA_ENTRY_PAGES, %ecx
+    call clone_pages
+    addq $(AREA_PAGES * PAGE_SIZE), %rdx
+    decl %r8d
+    jnz 2b
 1:  ret
 ENDF map_entry
 
@@ -298,6 +306,7 @@ FUNC load_segments
     movl %ecx, (GDT_TSS + 8)(%rdi)
     movq %r9, 4(%rsi)
     movq %r9, PCPU_STACK(%rdx)
+    movq %rsi, PCPU_TSS(%rdx)
     leaq 36(%rsi), %r10
     movl $4, %ecx
 1:  addq $PAGE_SIZE, %r8

@@ -123,12 +123,16 @@ FUNC serve_mailbox
     movq (%rdx, %rcx, 8), %rax
     testq %rax, %rax
     jz 1f
+    leaq routine_stack(%rip), %rdx
+    cmpq $0, (%rdx, %rcx, 8)                # it is under way: this is an interrupt while it is in user mode
+    jne 1f
     pushq %rbx
     pushq %rbp
     pushq %r12
     pushq %r13
     pushq %r14
     pushq %r15
+    pushq %gs:PCPU_STACK
     leaq routine_fault(%rip), %rdx
     movq $-1, (%rdx, %rcx, 8)
     leaq routine_argument(%rip), %rdx
@@ -137,6 +141,8 @@ FUNC serve_mailbox
     movq %rsp, (%rdx, %rcx, 8)
     call *%rax
 .Lroutine_returned:
+    popq %r8
+    call set_entry_stack
     movq %gs:PCPU_CPU, %rcx
     leaq routine_result(%rip), %rdx
     movq %rax, (%rdx, %rcx, 8)
@@ -154,6 +160,14 @@ FUNC serve_mailbox
     popq %rbx
 1:  ret
 ENDF serve_mailbox
+
+# R8: where the kernel's stack begins when user mode is left.
+FUNC set_entry_stack
+    movq %gs:PCPU_TSS, %r9
+    movq %r8, 4(%r9)
+    movq %r8, %gs:PCPU_STACK
+    ret
+ENDF set_entry_stack
 
 # Run the user task until it yields. The eight bytes after the ftrace NOP are whole instructions: a hook fits there.
 FUNC schedule

