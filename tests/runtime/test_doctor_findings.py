@@ -108,6 +108,7 @@ def test_document__keeps_what_the_guest_chose_as_it_came() -> None:
         ("deaf", ["writes-pass", "no-single-step"]),
         ("mute", ["writes-pass-everywhere", "no-single-step"]),
         ("another kernel", ["foreign-kernel", "no-single-step"]),
+        ("a hooked gate", ["kernel-changed", "no-single-step"]),
         ("gone after the hello", ["refused-after-hello"]),
         ("no hello", ["no-hello"]),
         ("in use", ["socket-in-use"]),

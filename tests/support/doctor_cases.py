@@ -201,8 +201,9 @@ CASES: Mapping[str, Callable[[], Case]] = {
     "firmware": lambda: examined(patient(V12, override=firmware), profile=SYSTEM_MAP, is_probed=True),
     "the profile's kernel": lambda: examined(patient(V12), profile=SYSTEM_MAP),
     "another kernel": lambda: examined(
-        patient(V12), profile=SYSTEM_MAP.replace(b"ffffffff81000c60", b"ffffffff81000c70")
+        patient(V12), profile=SYSTEM_MAP.replace(b"81000c60", b"81000c70").replace(b"81000a10", b"81000a40")
     ),
+    "a hooked gate": lambda: examined(patient(V12), profile=SYSTEM_MAP.replace(b"81000c60", b"81000c70")),
     "an unusable profile": lambda: examined(
         patient(V12), profile=b"".join(line for line in SYSTEM_MAP.splitlines(True) if b"asm_exc" not in line)
     ),
