@@ -7,8 +7,8 @@ and only then pages restricted, since a vCPU without page-fault events passes re
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from policyc.addresses import PAGE_SIZE, frame_start
 from policyc.catalog import HostLimit
@@ -34,6 +34,7 @@ from policyc.plan.model import Plan
 from policyc.runtime.bind import BindError, Binding, Location, bind
 from policyc.runtime.bound import BoundPlan
 from policyc.runtime.locate import ArmingOptions, Refusal, locate, location_of
+from policyc.runtime.msr_values import read_msrs
 from policyc.runtime.needs import Needs, announce_vcpus, check_permissions, event_commands, needs_of
 from policyc.runtime.procedure import (
     Pause,
@@ -73,6 +74,7 @@ class Armed:
         overlong_stop: its vCPUs stood still for longer than they should have.
         announced: the kernel will announce vCPUs that are plugged in.
         limits: what the plan needs and this host doesn't report.
+        msrs: what (vCPU, MSR) held while all stood still, where the host doesn't report writes to MSRs.
     """
 
     binding: Binding
@@ -82,6 +84,7 @@ class Armed:
     overlong_stop: bool = False
     announced: bool = False
     limits: tuple[HostLimit, ...] = ()
+    msrs: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
 
 def arm(plan: Plan, dialect: Dialect, options: ArmingOptions, *, steps: bool) -> Procedure[Armed | Refusal]:
@@ -124,12 +127,16 @@ def _arm(plan: Plan, dialect: Dialect, options: ArmingOptions, *, steps: bool) -
     vcpus = frozenset(range(count))
     location, started = yield from location_of(found, vcpus)
     binding = yield from _bind(plan, location, options)
+    limits = limits_of(dialect, maker, needs)
     for attempt in range(MAX_STOPS):
         last = attempt == MAX_STOPS - 1
         outcome = yield from _stop_and_restrict(plan, found, binding, vcpus, started, options, last=last)
-        yield Resume()
         if isinstance(outcome, Armed):
-            return replace(outcome, limits=limits_of(dialect, maker, needs), announced=announced)
+            # A change is seen by comparison alone there, so what it is compared with is read before anybody goes on.
+            seen = (yield from read_msrs(sorted(started), needs.msrs)) if limits else []
+            msrs = {(vcpu, msr): value for vcpu, msr, value in seen if isinstance(value, int)}
+            outcome = replace(outcome, limits=limits, announced=announced, msrs=msrs)
+        yield Resume()
         if outcome is not None:
             return outcome
         yield Sleep(STOP_PAUSE)

@@ -114,7 +114,9 @@ def _armed(state: State, result: Armed | Refusal, now: float, out: list[Output])
         notes=[*state.bound.notes, *(f"on {one.cpu.upper()} hosts, {one.fact}: {one.help}" for one in result.limits)],
     )
     if any(limit.kvmi == EventKind.MSR.name for limit in result.limits):
-        watch = state.msr_watch = MsrWatch(state.bound, needs_of(state.plan).msrs, lambda: state.phase.value)
+        watch = state.msr_watch = MsrWatch(
+            state.bound, needs_of(state.plan).msrs, result.msrs, lambda: state.phase.value
+        )
         start(state, watch.run(partial(_msrs_are_unreported, state, watch)), now, out)
     # Under the ceiling everybody may write.
     if state.arming.verify and not state.monitor:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
-from policyc.kvmi import ErrorCode, Event, EventMsrs, GetRegisters, GetRegistersReply, Refused
+from policyc.kvmi import ErrorCode, Event, EventMsrs
 from policyc.plan.model import EventKey
 from policyc.plan.verdicts import NoticedEvent, Origin, Verdict, VerdictTable, decide
 from policyc.runtime.arming import vcpu_count
 from policyc.runtime.bound import BoundPlan
-from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError, ask_each
+from policyc.runtime.msr_values import read_msrs
+from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError
 from policyc.runtime.records import StateRecord
 
 __all__ = ["LOOK_PAUSE", "MsrWatch"]
@@ -40,15 +41,22 @@ class MsrWatch:
     """What the watched MSRs of each vCPU were when they were last seen.
 
     Args:
+        measure: what (vCPU, MSR) held while the guest stood still to be armed; what isn't in it is first seen later.
         state: how the runtime's state is called now, for records.
     """
 
-    def __init__(self, bound: BoundPlan, msrs: Collection[int], state: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        bound: BoundPlan,
+        msrs: Collection[int],
+        measure: Mapping[tuple[int, int], int],
+        state: Callable[[], str],
+    ) -> None:
         self._table: VerdictTable = bound.table
         self._msrs = tuple(sorted(msrs))
         self._carried = tuple((msr, IN_EVENTS[msr]) for msr in self._msrs if msr in IN_EVENTS)
         self._state = state
-        self._last: dict[tuple[int, int], int] = {}
+        self._last = dict(measure)
         self._unreadable: set[int] = set()
 
     def look(self, event: Event) -> list[StateRecord]:
@@ -70,15 +78,11 @@ class MsrWatch:
             count = (yield from vcpu_count()) or 0
         except TimedOutError:
             return []
-        # One MSR a command: kernels of v12 refuse the whole command for one that can't be read.
-        asked = [GetRegisters(vcpu, (msr,)) for msr in self._msrs for vcpu in range(count)]
         found: list[StateRecord] = []
-        # A vCPU outside KVM_RUN doesn't answer, and doesn't change its MSRs either. The others do.
-        for command, result in zip(asked, (yield from ask_each(asked)), strict=True):
-            (msr,) = command.msrs
-            if isinstance(result, GetRegistersReply):
-                found += self._compare(command.vcpu, [(msr, result.msrs[0].data)])
-            elif isinstance(result, Refused) and result.errno == ErrorCode.EINVAL and msr not in self._unreadable:
+        for vcpu, msr, value in (yield from read_msrs(range(count), self._msrs)):
+            if isinstance(value, int):
+                found += self._compare(vcpu, [(msr, value)])
+            elif value.errno == ErrorCode.EINVAL and msr not in self._unreadable:
                 self._unreadable.add(msr)
                 found.append(
                     StateRecord(self._state(), f"MSR {msr:#x} can't be read, so nothing guards it", "critical")

@@ -106,6 +106,24 @@ def test_change__is_found_within_a_second_and_told_once() -> None:
     assert len(critical(talk)) == 1
 
 
+def test_change__that_follows_the_arming_at_once_is_found() -> None:
+    msrs = Msrs()
+    kernel = ScriptedKernel(V12, vcpus=2, maker=AMD, override=msrs)
+    msrs.kernel = kernel
+    talk = Conversation(compile_plan(TEXT), kernel)
+    enter = kernel._enter
+
+    def go_on(vcpu: int) -> None:
+        # The guest's first instruction once it may run again: before anything is read of it.
+        msrs.values[vcpu, LSTAR] = 0xFFFFFFFFC0401000
+        msrs.values[vcpu, PAT] = 0
+        enter(vcpu)
+
+    kernel._enter = go_on  # type: ignore[method-assign]
+    talk.connect()
+    assert [rules for _, _, _, rules in critical(talk)] == [["pat"], ["pat"], ["entry"], ["entry"]]
+
+
 def test_change__is_told_only_if_the_rules_condition_doesnt_rule_it_out() -> None:
     talk, msrs = armed(msrs=Msrs({(0, LSTAR): 0}))
     talk.pass_time(1.1)
