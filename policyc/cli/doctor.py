@@ -14,6 +14,7 @@ import click
 from policyc.cli.artifact_files import load_profile, read_secret
 from policyc.cli.command_table import examples
 from policyc.cli.exit_codes import ExitCode
+from policyc.cli.seconds import Seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +48,7 @@ MAX_WIDTH = 120
 )
 @click.option(
     "--wait",
-    type=click.FloatRange(0.0, 3600.0),
+    type=Seconds(0.0, 3600.0),
     default=10.0,
     show_default=True,
     metavar="SECONDS",

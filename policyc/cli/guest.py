@@ -18,6 +18,7 @@ from policyc.cli.command_table import examples
 from policyc.cli.exit_codes import CommandError, ExitCode
 from policyc.cli.guest_options import check_fits
 from policyc.cli.guest_replay import command as replay
+from policyc.cli.seconds import Seconds
 from policyc.cli.termination import unwinding_on_sigterm
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ QUIRK_NAMES = ("v7-gfn-bit1", "amd-msr", "crash-ignored", "hook-busy", "fetches-
 
 MAX_RAM_MIB = 1024
 
-SECONDS = click.FloatRange(0.0, 3600.0, min_open=True)
+SECONDS = Seconds(0.0, 3600.0, min_open=True)
 
 
 @click.group("guest")
@@ -106,7 +107,7 @@ def command() -> None:
 @click.option("--kpti", is_flag=True, help="Give user mode page tables of its own.")
 @click.option(
     "--boot",
-    type=click.FloatRange(0.0, 3600.0),
+    type=Seconds(0.0, 3600.0),
     default=0.0,
     show_default=True,
     metavar="SECONDS",

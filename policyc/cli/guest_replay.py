@@ -12,6 +12,7 @@ import click
 from policyc.cli.artifact_files import named, shown_name
 from policyc.cli.command_table import examples
 from policyc.cli.exit_codes import CommandError, ExitCode
+from policyc.cli.seconds import Seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +40,7 @@ _LOOKED_AT = 64
 @click.option("--dialect", type=click.Choice(["v7", "v12"]), help="The generation, where the recording doesn't tell.")
 @click.option(
     "--deadline",
-    type=click.FloatRange(0.0, 3600.0, min_open=True),
+    type=Seconds(0.0, 3600.0, min_open=True),
     default=4.0,  # below the 5 seconds after which `policyc run` gives up a command, so that what is missing is told
     show_default=True,
     help="Seconds that the tool may take to listen, and for each thing it has to do next.",

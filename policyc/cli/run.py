@@ -14,6 +14,7 @@ from policyc.cli.command_table import examples
 from policyc.cli.exit_codes import ExitCode
 from policyc.cli.record_lines import record_line
 from policyc.cli.record_printer import RecordPrinter
+from policyc.cli.seconds import Seconds
 
 if TYPE_CHECKING:
     from policyc.runtime.session import SessionEnd
@@ -38,7 +39,7 @@ LINES: Mapping[str, Callable[[Mapping[str, object]], str]] = {"text": record_lin
 )
 @click.option(
     "--verify",
-    type=click.FloatRange(0.0, 86400.0),
+    type=Seconds(0.0, 86400.0),
     default=30.0,
     show_default=True,
     metavar="SECONDS",

@@ -41,12 +41,12 @@ def told(talk: Conversation) -> list[tuple[str, object, object]]:
 @pytest.mark.parametrize("dialect", [V7, V12], ids=lambda dialect: dialect.name)
 def test_verify__a_write_without_an_event_is_told_and_degrades(dialect: Dialect) -> None:
     talk = armed("table: deny write to kernel:sys_call_table", dialect)
-    dma(talk, TABLE + 8, b"\xff" * 8)
+    dma(talk, TABLE + 0x44, b"\xff" * 0x10)
     talk.pass_time(EVERY - 2)
     assert (told(talk), talk.state.phase) == ([], Phase.ARMED)
     talk.pass_time(3)
-    start = gpa_of(TABLE)
-    fact = f"guarded bytes in [{start:#x}, {start + 0x200:#x}) changed without an event"
+    start = gpa_of(TABLE + 0x40)
+    fact = f"guarded bytes in [{start:#x}, {start + 0x40:#x}) changed without an event"
     assert told(talk) == [(fact, hex(start), ["table"])]
     assert talk.state.phase is Phase.DEGRADED
     talk.pass_time(2 * EVERY)
