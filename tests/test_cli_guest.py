@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from policyc.cli.guest import command as guest
+from policyc.cli.guest_options import MISFITS
 from policyc.emulator.image import small_system_map
 from policyc.emulator.linux import attacks as linux_attacks
 from policyc.emulator.routines import ROUTINES
@@ -64,6 +66,12 @@ def test_attacks__lists_those_of_a_linux_guest(tmp_path: Path) -> None:
     assert shown == [[routine.kind.value, name, routine.what] for name, routine in linux_attacks.ROUTINES.items()]
 
 
+def test_misfits__are_of_options_that_there_are() -> None:
+    command = guest.commands["run"]
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert {option for misfit in MISFITS for option in misfit.options} <= options
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -72,6 +80,13 @@ def test_attacks__lists_those_of_a_linux_guest(tmp_path: Path) -> None:
         (["d", "--ram", "64"], "--ram is for the small guest: a snapshot has its own"),
         (["d", "--seed", "0"], "--seed is for the small guest: a snapshot has its own"),
         (["--workload"], "--workload is for a Linux guest, whose folder has to be named: the small one has no shell"),
+        (["--record", "f"], "--record is about the conversation with a tool: name its --socket"),
+        (["--name", "n" * 80], "--name is about the conversation with a tool: name its --socket"),
+        (["--dialect", "v7"], "--dialect is about the conversation with a tool: name its --socket"),
+        (["d", "--quirk", "hook-busy"], "--quirk is about the conversation with a tool: name its --socket"),
+        (["--socket", "s", "--views", "--dialect", "v12"], "--views takes --dialect v7 and --cpu intel"),
+        (["--socket", "s", "--views", "--cpu", "amd"], "--views takes --dialect v7 and --cpu intel"),
+        (["--socket", "s", "--quirk", "amd-msr"], "--quirk amd-msr is a defect on AMD processors: say --cpu amd"),
         (["d", "--attack", "xchg"], "the guest knows no attack or act `xchg`"),
         (["--attack", "core-pattern"], "the guest knows no attack or act `core-pattern`"),
     ],
@@ -80,6 +95,7 @@ def test_run__refuses_what_its_guest_cant_be_told(tmp_path: Path, arguments: lis
     ran = call_policyc("guest", "run", *arguments, cwd=tmp_path)
     assert (ran.code, ran.out) == (2, "")
     assert problem in ran.err
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_run__says_where_there_is_no_snapshot(tmp_path: Path) -> None:
@@ -191,7 +207,7 @@ def test_attacks__as_json(tmp_path: Path) -> None:
             ["--attack", "zzz"],
             "error: the guest knows no attack or act `zzz`\n  help: `policyc guest attacks` lists what there is\n",
         ),
-        (["--cookie-file", "missing"], "error: `missing`: no such file or directory\n"),
+        (["--socket", "s", "--cookie-file", "missing"], "error: `missing`: no such file or directory\n"),
     ],
 )
 def test_run__refuses(tmp_path: Path, arguments: list[str], said: str) -> None:

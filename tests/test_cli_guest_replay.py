@@ -160,7 +160,7 @@ def test_one_of_socket_and_show__is_needed(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_recording__isnt_recorded_into(tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("Dear Sir\n")
-    ran = call_policyc("guest", "run", "--record", "letter", "--once", cwd=tmp_path)
+    ran = call_policyc("guest", "run", "--socket", "s", "--record", "letter", "--once", cwd=tmp_path)
     assert (ran.code, (tmp_path / "letter").read_text()) == (2, "Dear Sir\n")
     assert ran.err == "error: `letter`: line 1 is none of a recording: a number, in or out, a name, bytes\n"
     assert ran.out == ""

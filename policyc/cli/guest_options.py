@@ -8,31 +8,49 @@ from dataclasses import dataclass
 import click
 from click.core import ParameterSource
 
-__all__ = ["check_fits"]
+__all__ = ["MISFITS", "Misfit", "check_fits"]
 
 Values = Mapping[str, object]
 """What every parameter is, by its name in Python, defaults included."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Misfit:
-    """Options that can't be had where `holds`, and why."""
+class Misfit:
+    """Options that can't be had where `holds` is true of the values, and why."""
 
     holds: Callable[[Values], bool]
     options: tuple[str, ...]
     why: str
 
 
-_MISFITS: tuple[_Misfit, ...] = (
-    _Misfit(
+MISFITS: tuple[Misfit, ...] = (
+    Misfit(
         lambda values: values["folder"] is not None,
         ("--slide", "--boot", "--cpu", "--ram", "--vcpus", "--online", "--seed", "--kpti"),
         "is for the small guest: a snapshot has its own",
     ),
-    _Misfit(
+    Misfit(
         lambda values: values["folder"] is None,
         ("--workload",),
         "is for a Linux guest, whose folder has to be named: the small one has no shell",
+    ),
+    Misfit(
+        lambda values: values["socket"] is None,
+        (
+            *("--dialect", "--hello", "--name", "--cookie-file", "--reconnect", "--settle", "--handshake-timeout"),
+            *("--unhook-timeout", "--allow-command", "--allow-event", "--quirk", "--record", "--views"),
+        ),
+        "is about the conversation with a tool: name its --socket",
+    ),
+    Misfit(
+        lambda values: values["dialect"] == "v12" or values["cpu"] == "amd",
+        ("--views",),
+        "takes --dialect v7 and --cpu intel: other hosts can't switch views",
+    ),
+    Misfit(
+        lambda values: values["cpu"] == "intel" and values["quirks"] == ("amd-msr",),
+        ("--quirk",),
+        "amd-msr is a defect on AMD processors: say --cpu amd",
     ),
 )
 
@@ -44,7 +62,7 @@ def check_fits(context: click.Context) -> None:
         click.BadParameter: there is one.
     """
     given = set(_given(context))
-    for misfit in _MISFITS:
+    for misfit in MISFITS:
         if misfit.holds(context.params):
             for option in misfit.options:
                 if option in given:
