@@ -221,7 +221,7 @@ def test_run__refuses(tmp_path: Path, arguments: list[str], said: str) -> None:
         (["--slide", "0x1000"], "`0x1000` is no multiple of 0x200000 from 0 to 0x3e000000"),
         (["--dialect", "v6"], "'v6' is not one of 'v7', 'v12'"),
         (["--ram", "1"], "1 is not in the range"),
-        (["--tick", "nan"], "nan is not a number of seconds"),
+        (["--tick", "nan"], "'nan' is not a number of seconds"),
         (["--tick", "0"], "0.0 is not in the range"),
     ],
 )
