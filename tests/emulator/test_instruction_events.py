@@ -331,7 +331,7 @@ def test_hypercall__by_the_registers_of_64_bit_code_is_none_of_32_bit_code(diale
     tool.enable(EventKind.HYPERCALL)
     in_user_mode(tool, "31db 31c9", CONVENTIONS_64)
     assert tool.pump() == []
-    assert tool.machine.read_int("routine_result") == -1000 & 0xFFFF_FFFF
+    assert tool.machine.read_int("routine_result") == -1000 & (1 << 64) - 1
 
 
 def test_events_of_32_bit_user_code(dialect: Dialect) -> None:

@@ -240,6 +240,9 @@ def test_cpuid_can_be_answered_by_the_tool_in_v7() -> None:
     assert tool.finish(run).value == 0x5678
 
 
+CALL = 0xE8
+
+
 def test_single_steps_follow_the_instructions(dialect: Dialect) -> None:
     tool = ScriptedTool(dialect)
     tool.enable(EventKind.HYPERCALL, *([EventKind.SINGLESTEP] if dialect is V7 else []))
@@ -253,9 +256,12 @@ def test_single_steps_follow_the_instructions(dialect: Dialect) -> None:
         assert isinstance(step, Event)
         assert step.data == SinglestepData(failed=False)
         assert step.rip == expected or expected is None
-        insn = decode(memory.read(gpa(step.rip), 15))
+        code = memory.read(gpa(step.rip), 15)
+        insn = decode(code)
         assert insn is not None
         expected = step.rip + insn.size
+        if code[0] == CALL:
+            expected += int.from_bytes(code[1:5], "little", signed=True)
         heard = tool.reply(step)
     last = heard[-1]
     assert isinstance(last, Event)
