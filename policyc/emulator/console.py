@@ -161,13 +161,21 @@ class Console:
 
     def result(self, result: RoutineResult, word: str) -> None:
         """Report a finished routine under the word that asked for it."""
+        self._report(result, word, _outcome(result), _sentence(result, word))
+
+    def held(self, result: RoutineResult, word: str) -> None:
+        """Report a routine whose vCPU doesn't get on: what it has done so far."""
+        known = ", ".join((*_seen(result), f"{result.events} events"))
+        self._report(result, word, "held", f"{_named(result.routine, word)}: held, its vCPU doesn't go on: {known}")
+
+    def _report(self, result: RoutineResult, word: str, outcome: str, text: str) -> None:
         routine = result.routine
         self.say(
             word,
-            _sentence(result, word),
+            text,
             name=routine.name,
             vcpu=routine.subject,
-            outcome=_outcome(result),
+            outcome=outcome,
             target=str(routine.target) if routine.target is not None else None,
             before=result.before.hex(),
             after=result.after.hex(),
@@ -218,12 +226,17 @@ def _named(routine: Routine, word: str) -> str:
     return f"{word} {routine.name} @{routine.vcpu}" if routine.vcpu else f"{word} {routine.name}"
 
 
+def _seen(result: RoutineResult) -> tuple[str, ...]:
+    """The target as it was, and as it is where that's different; nothing if there is none."""
+    if result.routine.target is None:
+        return ()
+    shown = f"{result.routine.target} {result.before.hex()}"
+    return (f"{shown} -> {result.after.hex()}" if result.changed else shown,)
+
+
 def _sentence(result: RoutineResult, word: str) -> str:
-    routine = result.routine
-    parts = [f"{_named(routine, word)}: {_outcome(result)}{f': {result.refusal}' if result.refusal else ''}"]
-    if routine.target is not None:
-        shown = f"{routine.target} {result.before.hex()}"
-        parts.append(f"{shown} -> {result.after.hex()}" if result.changed else shown)
+    parts = [f"{_named(result.routine, word)}: {_outcome(result)}{f': {result.refusal}' if result.refusal else ''}"]
+    parts += _seen(result)
     returned = f"returned {result.value}" if result.value else "returned"
     parts.append(returned if result.fault is None else f"ended by exception {result.fault}")
     parts.append(f"{result.events} event{'' if result.events == 1 else 's'}")

@@ -113,7 +113,7 @@ class Loop:
         vmm = self._vmm
         if not vmm.machine.idle or self._script.due(vmm.machine):
             return 0
-        return max(vmm.next_deadline() - now, 0)
+        return max(min(vmm.next_deadline(), self._script.deadline) - now, 0)
 
     def _watch(self) -> None:
         """Listen to the socket that there is now, and for room in it as long as something waits to be sent."""

@@ -89,6 +89,7 @@ class Routine:
         argument: a number that it is given.
         takes_number: whether it wants one; else a number on the console is the vCPU's.
         refusals: what it returns where it hasn't done it, and what that means.
+        may_hold: where it's denied, no fault can be delivered either, and its vCPU stays where it is.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Routine:
     argument: int = 0
     takes_number: bool = False
     refusals: tuple[tuple[int, str], ...] = ()
+    may_hold: bool = False
 
     @property
     def subject(self) -> int:
@@ -209,8 +211,8 @@ class Run:
         )
 
 
-def _attack(name: str, what: str, target: Memory | Register) -> Routine:
-    return Routine(name, f"attack_{name.replace('-', '_')}", Kind.ATTACK, what, target)
+def _attack(name: str, what: str, target: Memory | Register, *, may_hold: bool = False) -> Routine:
+    return Routine(name, f"attack_{name.replace('-', '_')}", Kind.ATTACK, what, target, may_hold=may_hold)
 
 
 def _act(name: str, what: str, target: Memory | Register | None) -> Routine:
@@ -257,9 +259,17 @@ ROUTINES: Final[Mapping[str, Routine]] = {
             "from 32-bit user code, by a push onto a stack that ends there",
             Memory("guarded_object", 92, 4),
         ),
-        _attack("push", "a stack of the kernel's that ends in the guarded object", Memory("guarded_object", -4, 8)),
         _attack(
-            "interrupt-frame", "the frame of INT 0x80, on a stack that ends there", Memory("guarded_object", 128, 40)
+            "push",
+            "a stack of the kernel's that ends in the guarded object",
+            Memory("guarded_object", -4, 8),
+            may_hold=True,
+        ),
+        _attack(
+            "interrupt-frame",
+            "the frame of INT 0x80, on a stack that ends there",
+            Memory("guarded_object", 128, 40),
+            may_hold=True,
         ),
         _attack("fxsave", "512 bytes of x87 and SSE state", Memory("guarded_object", 8, 176)),
         _attack("xsave", "x87 and SSE state as KVM's emulator can't write it", Memory("guarded_object", 40, 136)),
@@ -290,7 +300,7 @@ ROUTINES: Final[Mapping[str, Routine]] = {
         _act("busy", "the user task computes for a while", None),
     )
 }
-"""By name, in the order of a tour."""
+"""By name; a tour takes them in this order, and those that `may_hold` at the end."""
 
 PROCESSOR_ROUTINES: Final[Mapping[str, Routine]] = {
     "online": Routine(

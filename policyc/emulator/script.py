@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from policyc.emulator.console import Console, ConsoleCommand, ConsoleError, parse
@@ -20,6 +21,10 @@ STUCK: Final = 1.0
 """Seconds that a console line waits for the routine before it; then lines that start no routine go first."""
 
 
+HELD: Final = 10.0
+"""Seconds that a tour or an `--attack` waits for one routine, which then counts as held where it is."""
+
+
 class Script:
     """Each vCPU does one routine at a time, and a line waits until what came before it is finished, or seems stuck.
 
@@ -32,7 +37,9 @@ class Script:
         self._out = out
         self._routines = routines
         self._asked = [ConsoleCommand(routines[name].kind.value, routines[name]) for name in attacks]
-        self._tour = [ConsoleCommand(routine.kind.value, routine) for routine in routines.values()]
+        # What may hold the first vCPU for good comes last.
+        in_order = sorted(routines.values(), key=lambda routine: routine.may_hold)
+        self._tour = [ConsoleCommand(routine.kind.value, routine) for routine in in_order]
         self._waiting: deque[ConsoleCommand] = deque()
         self._lines: deque[ConsoleCommand | ConsoleError] = deque()
         self._runs: dict[int, tuple[RoutineRun, str]] = {}
@@ -92,13 +99,34 @@ class Script:
             command = self._waiting.popleft()
             assert command.routine is not None
             self._start(machine, command.routine, command.word, now)
+        elif self._runs and not self._spoken_to:
+            self._lose_patience(machine, now)
         return None
+
+    def _lose_patience(self, machine: Machine, now: float) -> None:
+        """Go on without a routine that is denied for ever, and without what its vCPU was to do next."""
+        if machine.stopped:
+            self._begun = now
+        if now < self.deadline:
+            return
+        for vcpu, (run, word) in self._runs.items():
+            self._out.held(run.result(), word)
+            for command in self._waiting:
+                if command.routine is not None:
+                    self._out.lost(command.routine, command.word, f"vCPU {vcpu} is held")
+        self._runs.clear()
+        self._waiting.clear()
 
     def due(self, machine: Machine) -> bool:
         """Whether `advance` would do something now."""
         if self._runs:
             return any(run.finished for run, _ in self._runs.values())
         return bool(self._lines or self._waiting) and machine.booted
+
+    @property
+    def deadline(self) -> float:
+        """When `advance` loses its patience, on its clock; infinite if nothing is under way."""
+        return self._begun + HELD if self._runs and not self._spoken_to else inf
 
     def _report(self, machine: Machine) -> None:
         for vcpu, (run, word) in list(self._runs.items()):

@@ -11,7 +11,7 @@ import pytest
 from policyc.emulator.console import COMMANDS, Console, ConsoleCommand, ConsoleError, parse
 from policyc.emulator.console_input import ConsoleInput
 from policyc.emulator.routines import ROUTINES, Kind
-from policyc.emulator.script import Script
+from policyc.emulator.script import HELD, Script
 from policyc.emulator.small_machine import SmallMachine
 
 ACTS = ", ".join(name for name, routine in ROUTINES.items() if routine.kind is Kind.ACT)
@@ -128,7 +128,7 @@ def script(lines: list[str], attacks: tuple[str, ...] = ()) -> tuple[list[dict[s
 
 def test_without_any_wish_everything_is_shown_once() -> None:
     written, _ = script([])
-    assert [line["name"] for line in written] == list(ROUTINES)
+    assert [line["name"] for line in written] == sorted(ROUTINES, key=lambda name: ROUTINES[name].may_hold)
     unchanged = {line["name"] for line in written if line["outcome"] == "unchanged"}
     assert unchanged == set()
 
@@ -150,6 +150,36 @@ def test_lines_are_obeyed_in_order_and_there_is_no_tour() -> None:
         ("act", "patch"),
     ]
     assert handed == ["status", "help"]
+
+
+def test_what_is_held_ends_a_tour_and_whatever_its_vcpu_was_to_do_next() -> None:
+    out = io.StringIO()
+    machine = SmallMachine.boot()
+    made = Script(ROUTINES, ("push", "straddle"), Console(out, as_json=True))
+    made.release()
+    made.advance(machine, 5.0)
+    assert made.deadline == 5.0 + HELD
+    machine.stopped = True
+    made.advance(machine, 100.0)
+    machine.stopped = False
+    made.advance(machine, 99.9 + HELD)
+    assert (out.getvalue(), made.exhausted) == ("", False)
+    made.advance(machine, 100.0 + HELD)
+    assert made.exhausted
+    held, lost = (json.loads(line) for line in out.getvalue().splitlines())
+    assert (held["name"], held["outcome"], held["before"]) == ("push", "held", held["after"])
+    assert (lost["name"], lost["outcome"], lost["reason"]) == ("straddle", "lost", "vCPU 0 is held")
+
+
+def test_what_the_console_asked_for_is_waited_for() -> None:
+    out = io.StringIO()
+    machine = SmallMachine.boot()
+    made = Script(ROUTINES, (), Console(out, as_json=True))
+    made.take("attack push")
+    made.release()
+    made.advance(machine, 0.0)
+    made.advance(machine, 10 * HELD)
+    assert (out.getvalue(), made.exhausted) == ("", False)
 
 
 def test_a_line_that_is_refused_waits_as_well() -> None:
