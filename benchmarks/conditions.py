@@ -33,8 +33,8 @@ from policyc.kvmi import (
     PfData,
     Registers,
 )
+from policyc.plan.accesses import MemoryAccess, NoticedEvent, Origin
 from policyc.plan.places import Base
-from policyc.plan.verdicts import MemoryAccess, NoticedEvent, Origin
 from policyc.runtime.bound import BoundPlan
 from policyc.runtime.event_fields import EventFields
 from policyc.runtime.event_keys import key_of

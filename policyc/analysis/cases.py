@@ -13,7 +13,8 @@ from policyc.compiler.resolved import ResolvedCase, ResolvedTest
 from policyc.diagnostics import Source
 from policyc.plan.model import Effect, Plan
 from policyc.plan.tables import link_time_table
-from policyc.plan.verdicts import Verdict, VerdictTable, decide
+from policyc.plan.verdict_table import VerdictTable
+from policyc.plan.verdicts import Verdict, decide
 
 __all__ = [
     "Answer",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from policyc.analysis.cases import Answer, CaseResult, Tables, Unit, answer, meets
 from policyc.analysis.reasons import lifting, table_with, table_without
 from policyc.plan.model import Plan
-from policyc.plan.verdicts import VerdictTable
+from policyc.plan.verdict_table import VerdictTable
 
 __all__ = ["Part", "exercised", "noticed", "parts_of"]
 

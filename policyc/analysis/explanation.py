@@ -22,10 +22,10 @@ from policyc.catalog import (
     column_of_access,
 )
 from policyc.compiler.resolved import ResolvedCase
+from policyc.plan.accesses import MemoryAccess
 from policyc.plan.model import Effect, EventKey, Plan
 from policyc.plan.places import Extent
 from policyc.plan.tables import link_time_table
-from policyc.plan.verdicts import MemoryAccess
 
 __all__ = ["Explanation", "Part", "Role", "explain", "on_the_wire"]
 

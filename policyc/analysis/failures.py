@@ -11,9 +11,10 @@ from policyc.analysis.reasons import bystanders, lifting, strictest_first, why_n
 from policyc.analysis.wording import access_text, count, effect_text
 from policyc.diagnostics import Diagnostic, Source, Span
 from policyc.guest.profile import Profile
+from policyc.plan.accesses import MemoryAccess
 from policyc.plan.model import Plan
 from policyc.plan.places import Base
-from policyc.plan.verdicts import MemoryAccess, Verdict
+from policyc.plan.verdicts import Verdict
 
 __all__ = ["MAX_RULES_TOLD", "failure", "span_of_rule"]
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from policyc.addresses import PAGE_SIZE, page_offset
 from policyc.compiler.resolved import ResolvedCase, ResolvedPlace
+from policyc.plan.accesses import MemoryAccess, NoticedEvent, Origin
 from policyc.plan.model import EventKey
 from policyc.plan.places import Base, Extent
-from policyc.plan.verdicts import MemoryAccess, NoticedEvent, Origin, Space, VerdictTable
+from policyc.plan.verdict_table import Space, VerdictTable
 
 __all__ = ["MAX_PROBES", "Asked", "GivenFields", "Probe", "TooManyProbesError", "linked", "probes_of"]
 

@@ -12,11 +12,13 @@ from enum import Enum
 
 from policyc.analysis.probes import Asked
 from policyc.catalog import Access, EffectKind
+from policyc.plan.accesses import MemoryAccess
 from policyc.plan.conditions import fields_of
 from policyc.plan.evaluation import Fields, Test
 from policyc.plan.model import Exemption, Plan, Rule
 from policyc.plan.tables import guards_of
-from policyc.plan.verdicts import MemoryAccess, Verdict, VerdictTable, decide
+from policyc.plan.verdict_table import VerdictTable
+from policyc.plan.verdicts import Verdict, decide
 
 __all__ = [
     "WhyNot",

@@ -10,8 +10,8 @@ from policyc.analysis.page_map import GuardedPages, page_map
 from policyc.analysis.wording import access_text, effect_text, event_text, exemption_text, rule_text, watch_text
 from policyc.cli.explain_printer import Printer
 from policyc.compiler.resolved import ResolvedCase
+from policyc.plan.accesses import MemoryAccess
 from policyc.plan.model import Rule, SourceSpan, Watch
-from policyc.plan.verdicts import MemoryAccess
 
 __all__ = ["JsonPrinter"]
 

@@ -10,10 +10,10 @@ from policyc.analysis.explanation import Explanation
 from policyc.analysis.page_map import GuardedPages
 from policyc.compiler.resolved import ResolvedCase
 from policyc.guest.profile import Profile
+from policyc.plan.accesses import MemoryAccess
 from policyc.plan.model import Plan, Rule, Watch
 from policyc.plan.places import Base
 from policyc.plan.sweep import sweep
-from policyc.plan.verdicts import MemoryAccess
 
 __all__ = ["Printer"]
 

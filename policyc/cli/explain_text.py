@@ -25,9 +25,9 @@ from policyc.cli.columns import aligned
 from policyc.cli.explain_printer import Printer
 from policyc.compiler.resolved import ResolvedCase
 from policyc.diagnostics import printable
+from policyc.plan.accesses import MemoryAccess
 from policyc.plan.model import Effect, EventKey, Rule, Watch
 from policyc.plan.places import Base, Extent
-from policyc.plan.verdicts import MemoryAccess
 
 __all__ = ["TextPrinter"]
 

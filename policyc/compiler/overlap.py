@@ -10,7 +10,7 @@ from policyc.compiler.compiled import Compiled
 from policyc.diagnostics import Diagnostic
 from policyc.plan.model import Rule
 from policyc.plan.tables import events_of
-from policyc.plan.verdicts import Group
+from policyc.plan.verdict_table import Group
 
 __all__ = ["allow_sets_something_aside", "rules_decide"]
 

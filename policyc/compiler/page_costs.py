@@ -10,11 +10,11 @@ from policyc.catalog import Access, EffectKind
 from policyc.compiler.compiled import Compiled
 from policyc.compiler.resolved import ResolvedPlace
 from policyc.diagnostics import Diagnostic
+from policyc.plan.accesses import NEAR_ZONE
 from policyc.plan.model import Rule
 from policyc.plan.pages import PageRun, denied_on
 from policyc.plan.places import Base, Extent, Section
 from policyc.plan.sweep import Segment
-from policyc.plan.verdicts import NEAR_ZONE
 
 __all__ = [
     "executed_pages_hold_no_foreign_code",

@@ -13,7 +13,7 @@ from policyc.plan.evaluation import Addresses, Test, compile_condition
 from policyc.plan.model import EventKey, Plan, Rule
 from policyc.plan.places import Base, Extent
 from policyc.plan.sweep import Segment, sweep
-from policyc.plan.verdicts import Cell, CodeRanges, Group, Guard, Space, VerdictTable
+from policyc.plan.verdict_table import Cell, CodeRanges, Group, Guard, Space, VerdictTable
 
 __all__ = [
     "UnresolvedPlaceError",

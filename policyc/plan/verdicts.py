@@ -14,49 +14,18 @@ How overlapping rules are resolved:
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 from policyc.addresses import PAGE_SIZE, page_offset
 from policyc.catalog import Access, EffectKind
-from policyc.plan.evaluation import Fields, Test, no_fields
-from policyc.plan.model import Effect, EventKey, Rule
-from policyc.plan.places import Base
+from policyc.plan.accesses import FRAME_BELOW, NEAR_ZONE, UNKNOWN_CALLER, MemoryAccess, NoticedEvent, Origin
+from policyc.plan.evaluation import Test
+from policyc.plan.model import Effect, Rule
+from policyc.plan.verdict_table import Group, Guard, VerdictTable
 
-__all__ = [
-    "FRAME_BELOW",
-    "NEAR_ZONE",
-    "UNKNOWN_CALLER",
-    "CodeRanges",
-    "Fact",
-    "Guard",
-    "MemoryAccess",
-    "NoticedEvent",
-    "Origin",
-    "Space",
-    "Verdict",
-    "VerdictTable",
-    "decide",
-]
-
-NEAR_ZONE = 1024
-"""The most that one emulated instruction writes: how far below an object a store that reaches it may begin.
-
-FXSAVE stores 512 bytes; REP INS stores what was read ahead from the port, up to 1024 (`pio_in_emulated` of the kernel's
-arch/x86/kvm/emulate.c).
-"""
-
-
-FRAME_BELOW = 40
-"""How far the frame of an exception reaches below its first word (Intel SDM vol. 3A 6.14.2, with an error code)."""
-
-UNKNOWN_CALLER = -1
-"""A return address that can't be read: it counts as what makes the verdict stricter."""
-
-
-ALL_KNOWN: frozenset[str] = frozenset()
+__all__ = ["Fact", "Verdict", "decide"]
 
 
 class Fact(Enum):
@@ -67,77 +36,6 @@ class Fact(Enum):
     RETURN_ADDRESS = "the return address on top of the stack"
     RIP_FRAME = "whether RIP translates now to the frame that was bound"
     RETURN_FRAME = "whether the return address translates now to the frame that was bound"
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """The code behind an access, as far as it has been established; None is not established yet.
-
-    Attributes:
-        rip: the instruction's address.
-        return_address: the caller, where RIP is in a leaf copy routine; `UNKNOWN_CALLER` where it can't be read.
-        rip_genuine: RIP's page is backed by the frame that binding saw there.
-        return_genuine: the same of the return address.
-    """
-
-    rip: int
-    return_address: int | None = None
-    rip_genuine: bool | None = None
-    return_genuine: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryAccess:
-    """One access to memory.
-
-    Attributes:
-        size: bytes; None until the instruction has been decoded.
-        unknown: fields that conditions don't know: the size, where decoding failed and `size` is the most that it may
-            be; the addresses too, where this is a part of what is accessed.
-        fields: the event's other fields, for conditions.
-        frame: it may be the first word of an exception's frame, which is pushed downwards; None until that has been
-            found out.
-    """
-
-    access: Access
-    base: Base
-    start: int
-    size: int | None
-    origin: Origin
-    unknown: frozenset[str] = ALL_KNOWN
-    fields: Fields = no_fields
-    frame: bool | None = False
-
-    def field(self, word: str) -> int | None:
-        """The value of a field by its word in the catalogue; None where it isn't known."""
-        if word in self.unknown:
-            return None
-        match word:
-            case "access":
-                return int(self.access)
-            case "size":
-                return self.size
-            case "rip":
-                return self.origin.rip
-            case "gva" if self.base is Base.VIRTUAL:
-                return self.start
-            case "gpa" if self.base is Base.PHYSICAL:
-                return self.start
-            case _:
-                return self.fields(word)
-
-
-@dataclass(frozen=True, slots=True)
-class NoticedEvent:
-    """One event other than a page fault. `fields` are the event's, for conditions."""
-
-    event: EventKey
-    origin: Origin
-    fields: Fields = no_fields
-
-    def field(self, word: str) -> int | None:
-        """The value of a field by its word in the catalogue; None where it isn't known."""
-        return self.origin.rip if word == "rip" else self.fields(word)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,106 +71,6 @@ class Reach(Enum):
     APPLIES = "applies"
     ELSEWHERE = "the access comes from other code than the rule names, or its condition doesn't hold"
     EXEMPTED = "an `except` clause lifts the rule"
-
-
-Group = tuple[int, ...]
-"""Rules that were written about the same bytes: an `allow` cuts its hole among these."""
-
-Cell = tuple[Group, ...]
-"""What lies over a segment. Two groups stand in one cell only where binding made two places meet on one frame."""
-
-
-class CodeRanges:
-    """Code that `from` names: sorted, disjoint ranges of virtual addresses; overlapping ones are joined."""
-
-    __slots__ = ("ends", "starts")
-
-    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
-        self.starts: list[int] = []
-        self.ends: list[int] = []
-        for start, end in sorted(ranges):
-            if self.ends and start <= self.ends[-1]:
-                self.ends[-1] = max(self.ends[-1], end)
-            else:
-                self.starts.append(start)
-                self.ends.append(end)
-
-    def __contains__(self, address: int) -> bool:
-        index = bisect_right(self.starts, address) - 1
-        return index >= 0 and address < self.ends[index]
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(zip(self.starts, self.ends, strict=True))
-
-
-class Space:
-    """The segments of one address space: sorted, disjoint, each with the index of its cell."""
-
-    __slots__ = ("cells", "ends", "starts")
-
-    def __init__(self, segments: Iterable[tuple[int, int, int]]) -> None:
-        ordered = sorted(segments)
-        self.starts = [start for start, _, _ in ordered]
-        self.ends = [end for _, end, _ in ordered]
-        self.cells = [cell for _, _, cell in ordered]
-
-    def touched(self, start: int, end: int) -> tuple[int, ...]:
-        """The cells of every segment that `[start, end)` meets, without repetition; -1 for bytes that none covers."""
-        first = bisect_right(self.starts, start) - 1
-        if first < 0 or self.ends[first] <= start:
-            first += 1
-        last = bisect_left(self.starts, end)
-        cells: list[int] = []
-        position = start
-        for index in range(first, last):
-            if self.starts[index] > position and -1 not in cells:
-                cells.append(-1)
-            if self.cells[index] not in cells:
-                cells.append(self.cells[index])
-            position = self.ends[index]
-        if position < end and -1 not in cells:
-            cells.append(-1)
-        return tuple(cells)
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """The conditions of one rule, compiled.
-
-    Attributes:
-        when: the rule's own; None where it always applies.
-        exemptions: one a clause, in the rule's order; None where the code alone counts.
-        sized: whether one of them reads the size of the access.
-    """
-
-    when: Test | None
-    exemptions: tuple[Test | None, ...]
-    sized: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class VerdictTable:
-    """Everything `decide` looks at.
-
-    Attributes:
-        rules: the plan's rules.
-        policies: their policies' names, by index.
-        cells: what lies over segments.
-        spaces: the segments, by address space.
-        events: the rules about each event.
-        code: addresses of the places that `from` clauses and conditions name, by place index.
-        copy_routines: leaf routines that store for their caller.
-        guards: the conditions of every rule that isn't unconditional, by rule index.
-    """
-
-    rules: tuple[Rule, ...]
-    policies: tuple[str, ...]
-    cells: tuple[Cell, ...]
-    spaces: Mapping[Base, Space]
-    events: Mapping[EventKey, Group]
-    code: Mapping[int, CodeRanges]
-    copy_routines: CodeRanges
-    guards: Mapping[int, Guard] = field(default_factory=dict)
 
 
 def decide(table: VerdictTable, access: MemoryAccess | NoticedEvent) -> Verdict | Fact:

@@ -18,7 +18,7 @@ from policyc.plan.pages import denied_on, hold, may_hold_code
 from policyc.plan.places import Base, Extent
 from policyc.plan.sweep import Segment, sweep
 from policyc.plan.tables import code_places, condition_places, events_of, guards_of, segments_of
-from policyc.plan.verdicts import Cell, CodeRanges, Group, Space, VerdictTable
+from policyc.plan.verdict_table import Cell, CodeRanges, Group, Space, VerdictTable
 from policyc.runtime.bound import BoundPlan, CodeFrames, FreeableFrames, UnboundPlace
 
 __all__ = ["BindError", "Binding", "Location", "bind", "rebind"]

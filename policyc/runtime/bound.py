@@ -13,19 +13,10 @@ from functools import cached_property
 
 from policyc.addresses import PAGE_SIZE, Gfn, Gpa, Gva, frame_start, gfn_of
 from policyc.catalog import Access, EffectKind
+from policyc.plan.accesses import FRAME_BELOW, NEAR_ZONE, MemoryAccess, Origin
 from policyc.plan.places import Base
-from policyc.plan.verdicts import (
-    FRAME_BELOW,
-    NEAR_ZONE,
-    CodeRanges,
-    Group,
-    MemoryAccess,
-    Origin,
-    Space,
-    Verdict,
-    VerdictTable,
-    decide,
-)
+from policyc.plan.verdict_table import CodeRanges, Group, Space, VerdictTable
+from policyc.plan.verdicts import Verdict, decide
 from policyc.runtime.code_cache import CodeCache
 
 __all__ = ["UNBOUND", "BoundPlan", "CodeFrames", "FreeableFrames", "UnboundPlace"]

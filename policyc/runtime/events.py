@@ -15,8 +15,9 @@ from policyc.kvmi import (
     Event,
     EventKind,
 )
+from policyc.plan.accesses import NoticedEvent, Origin
 from policyc.plan.model import Effect
-from policyc.plan.verdicts import NoticedEvent, Origin, Verdict, decide
+from policyc.plan.verdicts import Verdict, decide
 from policyc.runtime.arming import guard_vcpu
 from policyc.runtime.event_keys import key_of
 from policyc.runtime.injection import delivered_by

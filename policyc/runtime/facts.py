@@ -22,18 +22,9 @@ from policyc.kvmi import (
     TranslateGva,
     TranslateGvaReply,
 )
+from policyc.plan.accesses import ALL_KNOWN, NEAR_ZONE, UNKNOWN_CALLER, MemoryAccess, NoticedEvent, Origin
 from policyc.plan.places import Base
-from policyc.plan.verdicts import (
-    ALL_KNOWN,
-    NEAR_ZONE,
-    UNKNOWN_CALLER,
-    Fact,
-    MemoryAccess,
-    NoticedEvent,
-    Origin,
-    Verdict,
-    decide,
-)
+from policyc.plan.verdicts import Fact, Verdict, decide
 from policyc.runtime.bound import BoundPlan
 from policyc.runtime.decode import MAX_INSTRUCTION, Instruction, decode
 from policyc.runtime.event_fields import EventFields

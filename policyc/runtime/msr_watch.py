@@ -10,8 +10,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from policyc.kvmi import ErrorCode, Event, EventMsrs
+from policyc.plan.accesses import NoticedEvent, Origin
 from policyc.plan.model import EventKey
-from policyc.plan.verdicts import NoticedEvent, Origin, Verdict, VerdictTable, decide
+from policyc.plan.verdict_table import VerdictTable
+from policyc.plan.verdicts import Verdict, decide
 from policyc.runtime.arming import vcpu_count
 from policyc.runtime.bound import BoundPlan
 from policyc.runtime.msr_values import read_msrs

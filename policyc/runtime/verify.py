@@ -17,7 +17,7 @@ from policyc.addresses import PAGE_SIZE, Gfn, frame_start
 from policyc.catalog import Access, EffectKind
 from policyc.kvmi import ReadPhysical, ReadPhysicalReply
 from policyc.plan.places import Base
-from policyc.plan.verdicts import Group, VerdictTable
+from policyc.plan.verdict_table import Group, VerdictTable
 from policyc.runtime.bound import BoundPlan
 from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError, ask_all
 from policyc.runtime.records import StateRecord

@@ -7,8 +7,9 @@ import pytest
 from policyc.analysis.cases import Answer, answer, meets
 from policyc.analysis.probes import GivenFields, Probe
 from policyc.catalog import EffectKind
+from policyc.plan.accesses import NoticedEvent, Origin
 from policyc.plan.model import Effect, EventKey
-from policyc.plan.verdicts import NoticedEvent, Origin, Verdict
+from policyc.plan.verdicts import Verdict
 from tests.support.decided import case_results, unit
 
 TEXT = "deny write to kernel .text"

@@ -7,9 +7,9 @@ import pytest
 from policyc.analysis.explanation import Explanation, Role, on_the_wire
 from policyc.analysis.probes import TooManyProbesError
 from policyc.catalog import LEGALITY, Access, Column, EffectKind
+from policyc.plan.accesses import MemoryAccess, NoticedEvent, Origin
 from policyc.plan.model import Effect, EventKey
 from policyc.plan.places import Base
-from policyc.plan.verdicts import MemoryAccess, NoticedEvent, Origin
 from tests.support.decided import asked, plan_of
 
 TEXT = 'text: deny write to kernel .text except from kernel:text_poke_memcpy because "it patches"'

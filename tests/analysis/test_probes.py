@@ -9,10 +9,12 @@ from policyc.analysis.cases import run_case
 from policyc.analysis.probes import probes_of
 from policyc.compiler.resolved import ResolvedCase
 from policyc.guest.paging import AddressSpace
+from policyc.plan.accesses import MemoryAccess, Origin
 from policyc.plan.model import Effect, Plan
 from policyc.plan.places import Base, Extent
 from policyc.plan.tables import link_time_table
-from policyc.plan.verdicts import MemoryAccess, Origin, Verdict, VerdictTable, decide
+from policyc.plan.verdict_table import VerdictTable
+from policyc.plan.verdicts import Verdict, decide
 from policyc.runtime.bind import Location, bind
 from tests.support.cases import CODE, DATA, DATA_BYTES, cases, pages_of, plans, unit_with
 from tests.support.guest_memory import GuestMemory, transcript

@@ -9,10 +9,11 @@ from policyc.catalog import Access
 from policyc.compiler.options import CheckOptions
 from policyc.compiler.pipeline import CompileResult, compile_policies
 from policyc.diagnostics import CODES, Source, has_errors, render_text
+from policyc.plan.accesses import MemoryAccess, Origin
 from policyc.plan.model import Effect, Plan
 from policyc.plan.places import Base
 from policyc.plan.tables import link_time_table
-from policyc.plan.verdicts import MemoryAccess, Origin, Verdict, decide
+from policyc.plan.verdicts import Verdict, decide
 from tests.support.compilable_texts import compilable_policies
 from tests.support.decided import small_profile
 from tests.support.lang_texts import any_words, laid_out, policies

@@ -13,10 +13,10 @@ from policyc.compiler.checks import CheckOptions
 from policyc.compiler.pipeline import CompileResult, compile_policies
 from policyc.diagnostics import Source
 from policyc.guest.readers import build_profile
+from policyc.plan.accesses import NEAR_ZONE
 from policyc.plan.pages import page_runs
 from policyc.plan.store import dump, load
 from policyc.plan.tables import segments_of
-from policyc.plan.verdicts import NEAR_ZONE
 
 SYSTEM_MAP = "\n".join(
     [

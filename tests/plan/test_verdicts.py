@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policyc.catalog import Access, EffectKind
+from policyc.plan.accesses import ALL_KNOWN, FRAME_BELOW, NEAR_ZONE, MemoryAccess, NoticedEvent, Origin
 from policyc.plan.canonical import bit_and, compare, every, negate, renumbered, some, within
 from policyc.plan.conditions import Condition, Field, Number
 from policyc.plan.evaluation import Fields, compile_condition, no_fields
@@ -17,21 +18,8 @@ from policyc.plan.model import BoundPlace, Effect, EventKey, Exemption, Plan, Ru
 from policyc.plan.places import Base
 from policyc.plan.sweep import sweep
 from policyc.plan.tables import link_time_table
-from policyc.plan.verdicts import (
-    ALL_KNOWN,
-    FRAME_BELOW,
-    NEAR_ZONE,
-    Cell,
-    Fact,
-    Group,
-    MemoryAccess,
-    NoticedEvent,
-    Origin,
-    Space,
-    Verdict,
-    VerdictTable,
-    decide,
-)
+from policyc.plan.verdict_table import Cell, Group, Space, VerdictTable
+from policyc.plan.verdicts import Fact, Verdict, decide
 from tests.support.plans import DENY, LOG, make_plan, place, rule, strictness
 
 DATA = 0x1100
