@@ -7,19 +7,19 @@ is loud: the guest counts as DEGRADED as long as a page is open, and records nam
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from policyc.addresses import PAGE_SIZE, Gfn, frame_start, page_offset
 from policyc.catalog import Access
 from policyc.kvmi import PageAccess, ReadPhysical, ReadPhysicalReply, Refused, set_page
+from policyc.runtime.opened_pages import OpenPage
 from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError, ask, time_now
 from policyc.runtime.records import MAX_RULES, JsonObject, StateRecord
 
 if TYPE_CHECKING:
     from policyc.runtime.state import State
 
-__all__ = ["MAX_OPEN", "OPEN_SECONDS", "OpenedPages", "close_pages", "note_open", "open_page", "page_details"]
+__all__ = ["MAX_OPEN", "OPEN_SECONDS", "close_pages", "note_open", "open_page", "page_details"]
 
 OPEN_SECONDS = 30.0
 """How long a page stays open."""
@@ -29,39 +29,6 @@ RETRY_SECONDS = 1.0
 
 MAX_OPEN = 64
 """Pages that may be open at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """When a page is to be closed, and what it held before; None where that couldn't be read."""
-
-    until: float
-    before: bytes | None
-
-
-@dataclass(slots=True)
-class OpenedPages:
-    """The pages that are open.
-
-    Attributes:
-        pages: by frame.
-        closing: whether a procedure is there that will close them.
-    """
-
-    pages: dict[Gfn, _Opened] = field(default_factory=dict)
-    closing: bool = False
-
-    @property
-    def wants_closing(self) -> bool:
-        """Whether somebody has to be found who closes them."""
-        return bool(self.pages) and not self.closing
-
-    def release(self, gfns: Iterable[Gfn]) -> bool:
-        """Forget frames that aren't guarded any more, so that there is nothing to close; whether none is left now."""
-        some = bool(self.pages)
-        for gfn in gfns:
-            self.pages.pop(gfn, None)
-        return some and not self.pages
 
 
 def open_page(state: State, gfn: Gfn, why: str, details: JsonObject) -> Procedure[bool]:
@@ -90,7 +57,7 @@ def note_open(state: State, gfn: Gfn, until: float | None = None, before: bytes 
     if until is None:
         until = (yield from time_now()) + RETRY_SECONDS
     earlier = state.stepping.opened.pages.get(gfn)
-    state.stepping.opened.pages[gfn] = _Opened(until, before if earlier is None else earlier.before)
+    state.stepping.opened.pages[gfn] = OpenPage(until, before if earlier is None else earlier.before)
     state.bound.code_cache.exposed.add(gfn)
     state.stepping.chores = True
     state.degrade(mended=True)
@@ -138,7 +105,7 @@ def _close(state: State, gfn: Gfn) -> Procedure[None]:
         return
     name = f"page {frame_start(gfn):#x}"
     if failure is not None:
-        opened.pages[gfn] = _Opened((yield from time_now()) + RETRY_SECONDS, page.before)
+        opened.pages[gfn] = OpenPage((yield from time_now()) + RETRY_SECONDS, page.before)
         yield Emit(StateRecord(state.phase.value, f"{name} is still open: {failure}", "critical"))
         return
     del opened.pages[gfn]

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from policyc.kvmi import Event
-from policyc.runtime.opened import OpenedPages
+from policyc.runtime.opened_pages import OpenedPages
 from policyc.runtime.repeats import Repeats
 
 __all__ = ["MAX_STEPS", "MAX_STOPPED", "Budget", "Stepping"]
