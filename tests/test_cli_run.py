@@ -85,6 +85,33 @@ def folder(tmp_path: Path) -> Path:
             {"kind": "state", "severity": "info", "state": "ARMED", "fact": "1 rule\x1b[2J", "vcpus": 2, "notes": []},
             "info      ARMED: 1 rule<U+001B>[2J (vcpus 2)",
         ),
+        (
+            {
+                "kind": "state",
+                "severity": "info",
+                "state": "CLOSED",
+                "fact": "end",
+                "acted": {"deny": 8},
+                "notes": ["a", "b"],
+            },
+            "info      CLOSED: end (acted deny 8, notes a; b)",
+        ),
+        (
+            {
+                "kind": "verdict",
+                "severity": "info",
+                "event": "cr",
+                "vcpu": 0,
+                "rip": "0x1",
+                "cr": 4,
+                "old": "0x20",
+                "new": "0x0",
+                "effect": "log",
+                "would": "log",
+                "done": "let through",
+            },
+            "info      cr 4 old 0x20 new 0x0 at rip 0x1 on vCPU 0: log: let through",
+        ),
         ({"kind": "new", "severity": "\x1b", "a": {"b": 1}}, "<U+001B>  kind new severity <U+001B> a b 1"),
         (
             {"kind": "dropped", "severity": "high", "records": 7},

@@ -40,14 +40,21 @@ def record_line(record: Mapping[str, object]) -> str:
 
 def _state(record: Mapping[str, object]) -> str:
     known = {"kind", "severity", "state", "fact"}
-    details = ", ".join(f"{name} {value}" for name, value in record.items() if name not in known and value not in EMPTY)
+    details = ", ".join(
+        f"{name} {_value(value)}" for name, value in record.items() if name not in known and value not in EMPTY
+    )
     return f"{record.get('state')}: {record.get('fact')}" + (f" ({details})" if details else "")
 
 
 def _verdict(record: Mapping[str, object]) -> str:
     # An access to memory says what it did; that it came as a page fault is KVMI's affair.
     what = [str(record.get("access", record.get("event")))]
-    what += [f"{name} {_value(value)}" for name, value in record.items() if name not in SAID_ELSEWHERE]
+    what += [
+        # A register's number is named as the event is.
+        _value(value) if name == record.get("event") else f"{name} {_value(value)}"
+        for name, value in record.items()
+        if name not in SAID_ELSEWHERE
+    ]
     # An event of the whole machine has no vCPU.
     if "vcpu" in record:
         what.append(f"at rip {record.get('rip')} on vCPU {record['vcpu']}")
@@ -61,6 +68,8 @@ def _verdict(record: Mapping[str, object]) -> str:
 def _value(value: object) -> str:
     if isinstance(value, Mapping):
         return " ".join(f"{name} {each}" for name, each in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(_value, value))
     return "unknown" if value is None else str(value)
 
 

@@ -130,13 +130,10 @@ def _arm(plan: Plan, dialect: Dialect, options: ArmingOptions, *, steps: bool) -
     limits = limits_of(dialect, maker, needs)
     for attempt in range(MAX_STOPS):
         last = attempt == MAX_STOPS - 1
-        outcome = yield from _stop_and_restrict(plan, found, binding, vcpus, started, options, last=last)
-        if isinstance(outcome, Armed):
-            # A change is seen by comparison alone there, so what it is compared with is read before anybody goes on.
-            seen = (yield from read_msrs(sorted(started), needs.msrs)) if limits else []
-            msrs = {(vcpu, msr): value for vcpu, msr, value in seen if isinstance(value, int)}
-            outcome = replace(outcome, limits=limits, announced=announced, msrs=msrs)
+        outcome = yield from _stop_and_restrict(plan, found, binding, vcpus, started, options, limits, last=last)
         yield Resume()
+        if isinstance(outcome, Armed):
+            return replace(outcome, announced=announced)
         if outcome is not None:
             return outcome
         yield Sleep(STOP_PAUSE)
@@ -150,6 +147,7 @@ def _stop_and_restrict(
     vcpus: frozenset[int],
     started: frozenset[int],
     options: ArmingOptions,
+    limits: tuple[HostLimit, ...],
     *,
     last: bool,
 ) -> Procedure[Armed | Refusal | None]:
@@ -170,9 +168,14 @@ def _stop_and_restrict(
     late = (yield from time_now()) - stopped > options.stop_limit
     if late and not last:
         return None
-    guarded: set[int] = set()
-    refusal = yield from _restrict(current.plan, needs_of(plan), guarded)
-    return refusal or Armed(current, found, len(vcpus), frozenset(guarded), overlong_stop=late)
+    needs, guarded = needs_of(plan), set[int]()
+    # A change is seen by comparison alone there, so what it is compared with is read before anybody goes on.
+    seen = (yield from read_msrs(sorted((yield from held_vcpus())), needs.msrs)) if limits else []
+    msrs = {(vcpu, msr): value for vcpu, msr, value in seen if isinstance(value, int)}
+    refusal = yield from _restrict(current.plan, needs, guarded)
+    return refusal or Armed(
+        current, found, len(vcpus), frozenset(guarded), overlong_stop=late, limits=limits, msrs=msrs
+    )
 
 
 def vcpu_count() -> Procedure[int | None]:

@@ -19,7 +19,7 @@ from policyc.plan.verdict_table import CodeRanges, Group, Space, VerdictTable
 from policyc.plan.verdicts import Verdict, decide
 from policyc.runtime.code_cache import CodeCache
 
-__all__ = ["UNBOUND", "BoundPlan", "CodeFrames", "FreeableFrames", "UnboundPlace"]
+__all__ = ["ALL_RIGHTS", "UNBOUND", "BoundPlan", "CodeFrames", "FreeableFrames", "UnboundPlace"]
 
 WRITE = int(Access.W)
 """The access as the event has it: an enumeration's operators are too slow here."""

@@ -36,6 +36,7 @@ def step(state: State, now: float, input: Input) -> list[Output]:
     """Take one input in and say what is to be done, in order. `now` is seconds on any clock that never runs back."""
     out: list[Output] = []
     if isinstance(input, Event):
+        state.counters.events += 1
         on_event(state, now, input, out)
     else:
         _HANDLERS[type(input)](state, now, input, out)

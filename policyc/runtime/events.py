@@ -26,6 +26,7 @@ from policyc.runtime.life import on_leave, start
 from policyc.runtime.msr_watch import MsrWatch
 from policyc.runtime.procedure import Answer, Emit, Procedure, TimedOutError
 from policyc.runtime.records import StateRecord, VerdictRecord, delivered_json
+from policyc.runtime.single_step import switch_off
 from policyc.runtime.state import GUARDING, Phase, State
 from policyc.runtime.steps import (
     Leave,
@@ -39,7 +40,6 @@ __all__ = ["on_event"]
 
 def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
     """Answer an event: at once where a look-up is enough, else as a procedure."""
-    state.counters.events += 1
     # What no vCPU stands at, such as a VMM's wish to be let go, is never what somebody waits for.
     at_vcpu = event.needs_reply
     if at_vcpu and state.scheduler.forgotten.silent:
@@ -137,11 +137,21 @@ def _on_trap(state: State, now: float, event: Event, out: list[Output]) -> None:
 
 def _on_unasked(state: State, now: float, event: Event, out: list[Output]) -> None:
     """An event that nobody switched on: let the vCPU go on, and say so."""
+    if event.vcpu in state.stepping.left_on:
+        state.scheduler.stand(event, now, out)
+        start(state, _off_again(state, event), now, out)
+        return
     out.append(Reply(event, Action.CONTINUE))
     if event.vcpu in state.stepping.stepped:
         return
     fact = f"vCPU {event.vcpu} sent a {event.kind.value} event that nobody asked for"
     out.append(Write(StateRecord(state.phase.value, fact, "high")))
+
+
+def _off_again(state: State, event: Event) -> Procedure[None]:
+    """A step's single-step is still on, since the kernel wouldn't switch it off."""
+    yield from switch_off(state, event.vcpu)
+    yield Answer(event, Action.CONTINUE)
 
 
 def _on_unhook(state: State, now: float, event: Event, out: list[Output]) -> None:

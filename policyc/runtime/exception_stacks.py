@@ -20,6 +20,8 @@ FRAME_SIZE = 48
 UNMAPPED = (1 << 64) - 1
 """What TRANSLATE_GVA answers for an address that leads nowhere."""
 
+WORD = 8
+
 LONG_MODE = 1 << 10
 """EFER.LMA."""
 
@@ -34,7 +36,7 @@ _STACKS = struct.Struct("<3Q8x7Q")
 def begins_frame(event: Event) -> Procedure[bool]:
     """Whether the store of an event may be the first word of a frame; where that can't be told, it may."""
     gva = event.gva
-    if gva in (GVA_UNKNOWN, (event.rsp & ~15) - 8) or not event.sregs.efer & LONG_MODE:
+    if gva == GVA_UNKNOWN or _enters_at(gva, event.rsp) or not event.sregs.efer & LONG_MODE:
         return True
     if gva & 15 != 8:
         return False
@@ -42,7 +44,13 @@ def begins_frame(event: Event) -> Procedure[bool]:
         # Only the processor itself writes there now.
         return True
     found = yield from _named_by_task_state(event)
-    return found is None or any(gva == _top(stack) - 8 for stack in found)
+    return found is None or any(_enters_at(gva, stack) for stack in found)
+
+
+def _enters_at(gva: Gva, stack: int) -> bool:
+    """Whether a frame on this stack has its first word there, or the first of those on the next lower page."""
+    above = (_top(stack) - gva) & UNMAPPED
+    return above == WORD or (page_offset(gva) == PAGE_SIZE - WORD and 0 < above <= FRAME_SIZE)
 
 
 def frames(event: Event) -> Procedure[tuple[tuple[Gpa, int], ...] | None]:

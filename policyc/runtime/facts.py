@@ -89,6 +89,11 @@ class Examination:
             yield from self._decode(Gva(self.event.rip))
         return self.instruction
 
+    @property
+    def known_size(self) -> int | None:
+        """The access's size, where the code says it; not the most that it may be."""
+        return None if "size" in self._unknown else self.size
+
     def _access(self) -> MemoryAccess | NoticedEvent:
         if self.event.kind is not EventKind.PF:
             return NoticedEvent(key_of(self.event), self._origin, self._fields)

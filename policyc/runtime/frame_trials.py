@@ -8,12 +8,14 @@ content is watched beside the events. Events are answered CONTINUE, so every wri
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from policyc.addresses import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, frame_start
+from policyc.catalog import Access
 from policyc.kvmi import ControlEvents, PageAccess, ReadPhysical, ReadPhysicalReply, Refused, SetPageAccess, set_page
+from policyc.runtime.bound import ALL_RIGHTS
 from policyc.runtime.procedure import Emit, Procedure, Sleep, TimedOutError, ask, ask_each
 from policyc.runtime.records import StateRecord
 
@@ -115,11 +117,15 @@ class FrameTrials:
     Where even that isn't answered, the connection is about to end, and the kernel undoes it then.
 
     Args:
+        allowed: what the plan in force lets a frame be accessed for.
         stage: what records about the progress call the state; None for no such records.
     """
 
-    def __init__(self, watch: Watch, stage: str | None = None) -> None:
+    def __init__(
+        self, watch: Watch, stage: str | None = None, *, allowed: Callable[[Gfn], Access] = lambda gfn: ALL_RIGHTS
+    ) -> None:
         self._watch = watch
+        self._allowed = allowed
         self._stage = stage
         self._trials: list[FrameTrial] = []
         self._unrestored: list[str] = []
@@ -149,17 +155,22 @@ class FrameTrials:
         for gfn in frames[:TRIED_OF_A_KIND]:
             if self._stage is not None:
                 yield Emit(StateRecord(self._stage, f"write-protecting frame {gfn:#x} for a moment"))
-            unprotected = set_page(frame_start(gfn), PageAccess.RWX)
+            if self._allowed(gfn) != ALL_RIGHTS:
+                continue
             try:
                 outcome = yield from self._try(gfn)
             except TimedOutError:
-                yield from self.restore(unprotected)
+                yield from self._put_back(gfn)
                 raise
             if outcome is not FrameOutcome.REFUSED:
-                yield from self.restore(unprotected)
+                yield from self._put_back(gfn)
             self._trials.append(FrameTrial(gfn, outcome, self._watch.writes[gfn]))
             if outcome is FrameOutcome.REPORTED:
                 return
+
+    def _put_back(self, gfn: Gfn) -> Procedure[None]:
+        """Meanwhile the frame may have come to be guarded."""
+        yield from self.restore(set_page(frame_start(gfn), PageAccess(int(self._allowed(gfn)))))
 
     def _try(self, gfn: Gfn) -> Procedure[FrameOutcome]:
         """Compare the frame with what it was; the kernel sends a write's event before it carries the write out."""

@@ -12,7 +12,7 @@ from policyc.plan.verdicts import Verdict
 from policyc.runtime.event_keys import key_of
 from policyc.runtime.facts import Examination
 from policyc.runtime.futile import PAUSE
-from policyc.runtime.mechanisms import MECHANISMS, keep_old_value
+from policyc.runtime.mechanisms import MECHANISMS, keep_old_value, let_pass
 from policyc.runtime.moved import has_moved
 from policyc.runtime.outcome import Done
 from policyc.runtime.procedure import Answer, Emit, Procedure, Sleep, TimedOutError, next_event, time_now
@@ -56,8 +56,9 @@ def judge(state: State, event: Event) -> Procedure[None]:
                     state.futile.forget(event.vcpu)
                 break
         except TimedOutError as error:
-            yield from _answer_strictly(case)
-            yield Emit(StateRecord(state.phase.value, f"an event was answered strictly: {error}", "high"))
+            yield from _answer_unjudged(state, case)
+            how = "let through unjudged" if state.monitor else "answered strictly"
+            yield Emit(StateRecord(state.phase.value, f"an event was {how}: {error}", "high"))
             return
         # Whoever lets two events take turns starts the count anew each time, and gains nothing by it: RETRY performs
         # neither access, so it's a way for the guest to stand still, as a loop is.
@@ -75,7 +76,7 @@ def judge(state: State, event: Event) -> Procedure[None]:
     thinned = state.thinner.admit(verdict.rules, (yield from time_now()))
     if thinned is not None:
         text = case.instruction.text if case.instruction is not None else None
-        yield Emit(VerdictRecord(event, verdict, done.text, case.size, text, thinned, retried, done.delivered))
+        yield Emit(VerdictRecord(event, verdict, done.text, case.known_size, text, thinned, retried, done.delivered))
 
 
 def _comes_again(state: State, event: Event, effect: Effect) -> bool:
@@ -92,9 +93,11 @@ def _repeats(event: Event) -> Callable[[Event], bool]:
     return lambda other: (other.kind, other.rip, other.data) == (event.kind, event.rip, event.data)
 
 
-def _answer_strictly(case: Examination) -> Procedure[None]:
-    """What can be said without asking the kernel for anything: the old value, or not yet."""
-    if case.event.kind in (EventKind.CR, EventKind.MSR):
+def _answer_unjudged(state: State, case: Examination) -> Procedure[None]:
+    """What can be said without asking the kernel for anything: the old value, or not yet; anything, if monitored."""
+    if state.monitor:
+        yield from let_pass(case, LET_PASS)
+    elif case.event.kind in (EventKind.CR, EventKind.MSR):
         yield from keep_old_value(case, LET_PASS)
     else:
         yield Answer(case.event, Action.RETRY if Action.RETRY in case.event.actions else Action.CONTINUE)

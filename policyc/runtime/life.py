@@ -134,7 +134,7 @@ def _test_itself(state: State, armed: Armed) -> Procedure[None]:
     try:
         yield from self_test(
             state.plan,
-            armed.binding.plan,
+            lambda gfn: state.bound.allowed(gfn),
             armed.found,
             end,
             watch,

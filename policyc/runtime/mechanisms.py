@@ -47,7 +47,8 @@ def pin_bits(case: Examination, effect: Effect) -> Procedure[Done]:
     """CONTINUE with the new value, the pinned bits as they were set before."""
     data = _register_write(case)
     yield Answer(case.event, Action.CONTINUE, NewValue(data.new | (data.old & effect.argument)))
-    return Done(f"kept the bits {data.old & effect.argument:#x}")
+    pinned = data.old & effect.argument
+    return Done(f"kept the bits {pinned:#x}" if pinned else "let through")
 
 
 def skip_or_fault(case: Examination, effect: Effect) -> Procedure[Done]:

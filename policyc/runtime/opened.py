@@ -72,11 +72,12 @@ def close_pages(state: State) -> Procedure[None]:
             now = yield from time_now()
             due = min(page.until for page in opened.pages.values())
             if due > now:
-                yield Sleep(due - now)
+                # No longer, since a page that is noted meanwhile may be due before those that are open now.
+                yield Sleep(min(due - now, RETRY_SECONDS))
                 continue
             for gfn in [gfn for gfn, page in opened.pages.items() if page.until <= now]:
                 if gfn in opened.pages:
-                    yield from _close(state, gfn)
+                    yield from _close(state, gfn, opened.pages.pop(gfn))
     finally:
         opened.closing = False
 
@@ -92,7 +93,8 @@ def page_details(state: State, gfns: Iterable[Gfn], details: JsonObject) -> Json
     }
 
 
-def _close(state: State, gfn: Gfn) -> Procedure[None]:
+def _close(state: State, gfn: Gfn, page: OpenPage) -> Procedure[None]:
+    """Close one that isn't among the open ones any more, so that nobody else opens it after the command."""
     opened = state.stepping.opened
     try:
         result = yield from ask(set_page(frame_start(gfn), PageAccess(int(state.bound.allowed(gfn)))))
@@ -100,33 +102,45 @@ def _close(state: State, gfn: Gfn) -> Procedure[None]:
         after = (yield from _read(gfn)) if failure is None else None
     except TimedOutError as error:
         failure, after = str(error), None
-    page = opened.pages.get(gfn)
-    if page is None or not state.is_guarding:
+    if not state.is_guarding:
+        return
+    if gfn not in state.bound.rights:
+        if not opened.pages:
+            state.mend()
         return
     name = f"page {frame_start(gfn):#x}"
     if failure is not None:
-        opened.pages[gfn] = OpenPage((yield from time_now()) + RETRY_SECONDS, page.before)
+        yield from note_open(state, gfn, before=page.before)
         yield Emit(StateRecord(state.phase.value, f"{name} is still open: {failure}", "critical"))
         return
-    del opened.pages[gfn]
+    if gfn in opened.pages:
+        # Somebody else couldn't put it back meanwhile: it's closed once more, and compared then.
+        yield from note_open(state, gfn, before=page.before)
+        return
     state.bound.code_cache.exposed.discard(gfn)
-    changed = _changed(state, gfn, page.before, after)
     if not opened.pages:
         state.mend()
+    fact, severity, changed = _outcome(state, gfn, page.before, after)
     details = page_details(state, [gfn], {"changed": changed})
-    fact = f"{name} is guarded again"
-    if changed:
-        fact += f", and bytes were changed on it that rules deny to change: {', '.join(changed)}"
-    yield Emit(StateRecord(state.phase.value, fact, "critical" if changed else "info", details))
+    yield Emit(StateRecord(state.phase.value, f"{name} is guarded again{fact}", severity, details))
 
 
-def _changed(state: State, gfn: Gfn, before: bytes | None, after: bytes | None) -> list[str]:
-    """The denied bytes of a page that aren't what they were, as ranges in words."""
+def _outcome(state: State, gfn: Gfn, before: bytes | None, after: bytes | None) -> tuple[str, str, list[str] | None]:
+    """What became of a page's denied bytes, in words; how bad that is; the ranges, None where they aren't known."""
+    denied = state.bound.denied_spans(gfn, Access.W)
     if before is None or after is None:
-        return []
+        return (", and whether bytes were changed on it isn't known", "high", None) if denied else ("", "info", [])
+    changed = _changed(denied, before, after)
+    if not changed:
+        return "", "info", []
+    return f", and bytes were changed on it that rules deny to change: {', '.join(changed)}", "critical", changed
+
+
+def _changed(denied: Iterable[tuple[int, int]], before: bytes, after: bytes) -> list[str]:
+    """The denied bytes of a page that aren't what they were, as ranges in words."""
     return [
         f"[{start:#x}, {end:#x})"
-        for start, end in state.bound.denied_spans(gfn, Access.W)
+        for start, end in denied
         if before[page_offset(start) :][: end - start] != after[page_offset(start) :][: end - start]
     ]
 

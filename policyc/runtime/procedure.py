@@ -12,7 +12,17 @@ from typing import TypeAlias, TypeVar
 
 from policyc.addresses import PAGE_SIZE, Gfn, frame_start
 from policyc.guest.requests import PageReply, PageRequest
-from policyc.kvmi import Action, Command, Event, EventReplyData, ReadPhysical, ReadPhysicalReply, Refused, ReplyData
+from policyc.kvmi import (
+    Action,
+    Command,
+    ErrorCode,
+    Event,
+    EventReplyData,
+    ReadPhysical,
+    ReadPhysicalReply,
+    Refused,
+    ReplyData,
+)
 from policyc.runtime.records import Record
 
 __all__ = [
@@ -29,6 +39,7 @@ __all__ = [
     "Sleep",
     "Stop",
     "TimedOutError",
+    "UnreadableError",
     "Wait",
     "ask",
     "ask_all",
@@ -140,6 +151,10 @@ class TimedOutError(Exception):
     """Thrown into a procedure whose wait went past its deadline; the text says what never came."""
 
 
+class UnreadableError(TimedOutError):
+    """The kernel refuses to read a frame, and not because the guest has no memory there: nothing is known of it."""
+
+
 def ask_all(commands: Iterable[Command]) -> Procedure[tuple[Result, ...]]:
     """Send commands and take all of their results, in order.
 
@@ -198,7 +213,11 @@ def time_now() -> Procedure[float]:
 
 
 def read_pages(asking: Generator[PageRequest, PageReply, T]) -> Procedure[T]:
-    """Run a generator that asks for guest frames, reading them with READ_PHYSICAL."""
+    """Run a generator that asks for guest frames, reading them with READ_PHYSICAL.
+
+    Raises:
+        TimedOutError, UnreadableError: one of them can't be read.
+    """
     try:
         request = next(asking)
         while True:
@@ -212,5 +231,7 @@ def _pages(request: PageRequest) -> Procedure[PageReply]:
     results = yield from ask_all(ReadPhysical(frame_start(gfn), PAGE_SIZE) for gfn in request.gfns)
     pages: dict[Gfn, bytes | None] = {}
     for gfn, result in zip(request.gfns, results, strict=True):
+        if isinstance(result, Refused) and result.errno != ErrorCode.ENOENT:
+            raise UnreadableError(f"frame {gfn:#x} can't be read: {result}")
         pages[gfn] = result.data if isinstance(result, ReadPhysicalReply) else None
     return pages

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from policyc.addresses import Gfn
+from policyc.catalog import Access
 from policyc.guest.errors import ProfileError, WalkLimitError
 from policyc.guest.linux_kernel import KernelFound
 from policyc.plan.model import Plan
-from policyc.runtime.bound import BoundPlan
+from policyc.runtime.bound import ALL_RIGHTS
 from policyc.runtime.doctor_candidates import frames_of_profile
 from policyc.runtime.frame_trials import FrameTrials, ProbeResult, ProbeVerdict, Watch
 from policyc.runtime.locate import profile_of
@@ -55,7 +56,7 @@ OUTCOMES: Mapping[ProbeVerdict, Outcome] = {
 
 def self_test(
     plan: Plan,
-    bound: BoundPlan,
+    allowed: Callable[[Gfn], Access],
     found: KernelFound,
     memory_end: int | None,
     watch: Watch,
@@ -65,12 +66,13 @@ def self_test(
     """Take the evidence and say what it was.
 
     Args:
+        allowed: what the plan in force lets a frame be accessed for.
         memory_end: one past the last byte of guest memory, where the VMM said it.
         watch: kept up with the writes that are reported.
         degrade: called where the guest isn't guarded as the plan says; gives the state's name, as `state` does.
     """
     yield Sleep(START_PAUSE)
-    result = yield from _evidence(plan, bound, found, memory_end, watch)
+    result = yield from _evidence(plan, allowed, found, memory_end, watch)
     outcome = OUTCOMES[result.verdict]
     details = {
         "frames": [f"{trial.gfn:#x}: {trial.outcome.value}" for trial in result.trials],
@@ -82,14 +84,14 @@ def self_test(
 
 
 def _evidence(
-    plan: Plan, bound: BoundPlan, found: KernelFound, memory_end: int | None, watch: Watch
+    plan: Plan, allowed: Callable[[Gfn], Access], found: KernelFound, memory_end: int | None, watch: Watch
 ) -> Procedure[ProbeResult]:
     try:
         frames = yield from frames_of_profile(profile_of(plan), found, memory_end or PAST_MEMORY)
     except (ProfileError, WalkLimitError, TimedOutError) as error:
         return ProbeResult(reason=str(error))
-    candidates = [gfn for gfn in frames if Gfn(gfn) not in bound.rights]
+    candidates = [gfn for gfn in frames if allowed(gfn) == ALL_RIGHTS]
     if not candidates:
         return ProbeResult(reason="no frame of kernel data was found in which nothing but counters change")
-    trials = FrameTrials(watch)
+    trials = FrameTrials(watch, allowed=allowed)
     return trials.result((yield from trials.run(candidates)))

@@ -29,7 +29,18 @@ from policyc.kvmi import (
 from policyc.runtime.exception_stacks import frames
 from policyc.runtime.facts import Examination
 from policyc.runtime.opened import note_open, page_details
-from policyc.runtime.procedure import Answer, Emit, Limit, Procedure, TimedOutError, ask, ask_all, next_event, time_now
+from policyc.runtime.procedure import (
+    Answer,
+    Emit,
+    Limit,
+    Procedure,
+    TimedOutError,
+    ask,
+    ask_all,
+    ask_each,
+    next_event,
+    time_now,
+)
 from policyc.runtime.reach import Piece, needed_rights, reach
 from policyc.runtime.records import StateRecord
 from policyc.runtime.standstill import let_go, stop_others
@@ -37,7 +48,7 @@ from policyc.runtime.standstill import let_go, stop_others
 if TYPE_CHECKING:
     from policyc.runtime.state import State
 
-__all__ = ["MAX_PAGES", "STOP_LIMIT", "Attempt", "Came", "is_denied", "step_alone"]
+__all__ = ["MAX_PAGES", "STOP_LIMIT", "Attempt", "Came", "is_denied", "step_alone", "switch_off"]
 
 STOP_LIMIT = 0.02
 """Seconds that a guest may stand still for one step."""
@@ -108,7 +119,7 @@ def _attempt(state: State, attempt: Attempt) -> Procedure[Came]:
     """Open what the instruction needs, page after page as it asks for them, and let it run."""
     vcpu = attempt.first.vcpu
     while attempt.standing is not None:
-        event = attempt.standing
+        event, bound = attempt.standing, state.bound
         # Read again: nobody else can change the code, the page tables or the registers any more.
         pieces = yield from reach(Examination(event, state.bound))
         if (yield from is_denied(state, event, pieces)):
@@ -116,6 +127,9 @@ def _attempt(state: State, attempt: Attempt) -> Procedure[Came]:
         needed = needed_rights(pieces, lambda gfn: attempt.lifted.get(gfn, state.bound.rights.get(gfn)))
         if (yield from _may_push_onto_denied(state, event, {**attempt.lifted, **needed})):
             return Came.DENIED
+        if state.bound is not bound:
+            # What has just been judged isn't what is in force.
+            continue
         if not needed or len(attempt.lifted.keys() | needed.keys()) > MAX_PAGES:
             return Came.FAILED
         refused = yield from _open(state, attempt, needed)
@@ -207,16 +221,12 @@ def _restore(state: State, attempt: Attempt) -> Procedure[None]:
     """Give every page the rights that it had; what can't be confirmed counts as open."""
     if not attempt.lifted or not state.is_guarding:
         return
-    still_open = [gfn for gfn in sorted(attempt.lifted) if gfn in state.stepping.opened.pages]
-    lifted = [gfn for gfn in sorted(attempt.lifted) if gfn not in state.stepping.opened.pages]
+    lifted = sorted(attempt.lifted)
     yield Limit((yield from time_now()) + RESTORE_LIMIT)
+    # One that was open before is closed early: nobody can open by mistake what has been closed meanwhile.
     commands = [set_page(frame_start(gfn), PageAccess(int(state.bound.allowed(gfn)))) for gfn in lifted]
-    commands += [set_page(frame_start(gfn), PageAccess.RWX) for gfn in still_open]
-    try:
-        results = yield from ask_all(commands)
-        failed = [gfn for gfn, result in zip(lifted, results, strict=False) if isinstance(result, Refused)]
-    except TimedOutError:
-        failed = lifted
+    results = yield from ask_each(commands)
+    failed = [gfn for gfn, result in zip(lifted, results, strict=True) if result is None or isinstance(result, Refused)]
     for gfn in failed:
         yield from note_open(state, gfn)
     if failed:
@@ -225,14 +235,19 @@ def _restore(state: State, attempt: Attempt) -> Procedure[None]:
 
 
 def _switch_off(state: State, attempt: Attempt) -> Procedure[None]:
-    if not attempt.on:
-        return
-    vcpu = attempt.first.vcpu
+    if attempt.on:
+        yield from switch_off(state, attempt.first.vcpu)
+
+
+def switch_off(state: State, vcpu: int) -> Procedure[None]:
+    """Switch single-step of a vCPU off; where that fails, the vCPU's next event of it has it tried again."""
+    state.stepping.left_on.discard(vcpu)
     try:
         result = yield from ask(ControlSinglestep(vcpu, enable=False))
         failure = str(result) if isinstance(result, Refused) and state.stepping.available else None
     except TimedOutError as error:
         failure = str(error)
     if failure is not None:
+        state.stepping.left_on.add(vcpu)
         fact = f"single-step of vCPU {vcpu} couldn't be switched off: {failure}"
         yield Emit(StateRecord(state.phase.value, fact, "high"))

@@ -83,6 +83,7 @@ class State:
         msr_watch: compares MSRs where the kernel reports no write to them.
         write_watch: counts writes to frames that nothing guards, while the self-test runs.
         looked_at: when it was last made sure that a frame that the guest may free is still what was bound.
+        following: somebody is about to follow what the guest has moved.
         rebound_at: when what the guest had moved was last followed.
         aftermath: what has been answered CRASH, and what that effect counts as since.
         thinner: leaves out records of rules that have `at most`.
@@ -108,6 +109,7 @@ class State:
     msr_watch: MsrWatch | None = None
     write_watch: Watch | None = None
     looked_at: dict[Gfn, float] = field(default_factory=dict)
+    following: bool = False
     rebound_at: float = -inf
     scheduler: Scheduler = field(default_factory=Scheduler)
     stepping: Stepping = field(default_factory=Stepping)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from policyc.addresses import Gfn, gfn_of
+from policyc.addresses import Gfn, frame_start, gfn_of
 from policyc.catalog import VECTORS, Access, EffectKind, Mechanism
-from policyc.kvmi import Action, Event, EventKind
+from policyc.kvmi import Action, Event, EventKind, PageAccess, set_page
 from policyc.plan.model import Effect
 from policyc.runtime.facts import Examination
 from policyc.runtime.mechanisms import MECHANISMS
 from policyc.runtime.opened import open_page, page_details
-from policyc.runtime.procedure import Answer, Emit, Procedure, TimedOutError, time_now
+from policyc.runtime.procedure import Answer, Emit, Procedure, TimedOutError, ask, time_now
 from policyc.runtime.reach import reach
 from policyc.runtime.records import JsonObject, StateRecord
 from policyc.runtime.repeats import MAX_FAILURES
@@ -123,7 +123,12 @@ def _without_step(state: State, case: Examination, came: Came | None, *, doubtfu
     if holds_denied and came is not Came.UNSUPPORTED:
         return (yield from _continue(event, f"let the guest try again: {why}"))
     fact = f"KVM can't perform `{_text(case)}`, and {why}"
-    if gfn not in state.bound.rights or not (yield from open_page(state, gfn, fact, _details(state, case, {}))):
+    if gfn not in state.bound.rights:
+        # Nothing is guarded there any more, and the kernel didn't take back what it had restricted.
+        yield from ask(set_page(frame_start(gfn), PageAccess.RWX))
+        yield Answer(event, Action.RETRY)
+        return "released the page"
+    if not (yield from open_page(state, gfn, fact, _details(state, case, {}))):
         return (yield from _continue(event, f"let the guest try again: {why}"))
     state.stepping.repeats.forget(event.vcpu)
     yield Answer(event, Action.RETRY)

@@ -41,6 +41,7 @@ class Stepping:
         available: whether the host can single-step, as far as it has said.
         busy: whether a step is under way: one a guest at a time.
         stepped: vCPUs whose single-step was switched on, so that late events of it surprise nobody.
+        left_on: vCPUs whose single-step couldn't be switched off.
         deferred: events that mustn't be begun with before the step under way is over.
         chores: something waits to be begun once no step is under way: events that were put off, pages to be closed.
     """
@@ -49,6 +50,7 @@ class Stepping:
     busy: bool = False
     chores: bool = False
     stepped: set[int] = field(default_factory=set)
+    left_on: set[int] = field(default_factory=set)
     repeats: Repeats = field(default_factory=Repeats)
     budget: Budget = field(default_factory=Budget)
     deferred: list[Event] = field(default_factory=list)

@@ -72,7 +72,8 @@ class Verification:
         self._degraded = degraded
         self._bound: BoundPlan | None = None
         self._pages: Mapping[Gfn, GuardedPage] = {}
-        self._measures: dict[Gfn, Measure | None] = {}
+        self._measures: dict[Gfn, Measure] = {}
+        self._unreadable: set[Gfn] = set()
 
     def run(self) -> Procedure[None]:
         """Look again and again, for as long as something is guarded."""
@@ -104,28 +105,29 @@ class Verification:
         results = yield from ask_all(ReadPhysical(frame_start(gfn), PAGE_SIZE) for gfn in gfns)
         found: list[StateRecord] = []
         for gfn, result in zip(gfns, results, strict=True):
-            content = result.data if isinstance(result, ReadPhysicalReply) else None
-            before = self._measures.get(gfn)
             page = self._pages[gfn]
-            digest = None if content is None else _digest(content, page.spans)
-            if gfn in self._measures and digest == (None if before is None else before.digest):
+            if not isinstance(result, ReadPhysicalReply):
+                # What it was is kept: it may come back changed.
+                if gfn in self._measures and gfn not in self._unreadable:
+                    self._unreadable.add(gfn)
+                    found.append(self._told(gfn, page.spans[0][0], page.spans[-1][1], "can't be read any more"))
                 continue
-            after = None if content is None or digest is None else Measure(digest, _checksums(content, page.spans))
-            if gfn in self._measures:
-                found.append(self._changed(gfn, before, after))
-            self._measures[gfn] = after
+            self._unreadable.discard(gfn)
+            before, digest = self._measures.get(gfn), _digest(result.data, page.spans)
+            if before is not None and before.digest == digest:
+                continue
+            after = self._measures[gfn] = Measure(digest, _checksums(result.data, page.spans))
+            if before is not None:
+                found.append(self._told(gfn, *_where(page.spans, before, after), "changed without an event"))
         return found
 
-    def _changed(self, gfn: Gfn, before: Measure | None, after: Measure | None) -> StateRecord:
-        page = self._pages[gfn]
+    def _told(self, gfn: Gfn, first: int, last: int, what: str) -> StateRecord:
         start = frame_start(gfn)
-        first, last = _where(page.spans, before, after)
-        what = "changed without an event" if after is not None else "can't be read any more"
         return StateRecord(
             self._degraded(),
             f"guarded bytes in [{start + first:#x}, {start + last:#x}) {what}",
             "critical",
-            {"gpa": hex(start + first), "rules": list(page.rules)},
+            {"gpa": hex(start + first), "rules": list(self._pages[gfn].rules)},
         )
 
 
@@ -182,14 +184,11 @@ def _blocks(spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
             yield max(start, at), min(end, at + BLOCK)
 
 
-def _where(spans: Sequence[tuple[int, int]], before: Measure | None, after: Measure | None) -> tuple[int, int]:
+def _where(spans: Sequence[tuple[int, int]], before: Measure, after: Measure) -> tuple[int, int]:
     """The first byte that may have changed and the one after the last, within the page."""
-    whole = spans[0][0], spans[-1][1]
-    if before is None or after is None:
-        return whole
     compared = zip(_blocks(spans), before.blocks, after.blocks, strict=True)
     changed = [block for block, old, new in compared if old != new]
-    return (changed[0][0], changed[-1][1]) if changed else whole
+    return (changed[0][0], changed[-1][1]) if changed else (spans[0][0], spans[-1][1])
 
 
 def _batches(gfns: Sequence[Gfn]) -> Iterator[Sequence[Gfn]]:

@@ -82,6 +82,14 @@ def test_unguarded_code__is_read_each_time(dialect: Dialect) -> None:
     assert write(talk, SCHEDULE, MODULE_GVA) == expected
 
 
+def test_unguarded_code__has_no_size_in_the_record(dialect: Dialect) -> None:
+    talk = armed(dialect, TEXT, OBJECT)
+    # It may change until it is executed, so the store counts with the most that it could become.
+    assert write(talk, GUARDED - 4, MODULE_GVA)[0] is Action.RETRY
+    record = talk.records[-1].to_json(talk.plan)
+    assert (record["instruction"], "size" in record) == ("mov qword ptr [rbx], rax", False)
+
+
 def test_unguarded_code__is_asked_for_together_with_where_it_lies(dialect: Dialect) -> None:
     talk = armed(dialect, TEXT)
     write(talk, SCHEDULE, MODULE_GVA)

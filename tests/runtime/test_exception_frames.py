@@ -25,7 +25,7 @@ from policyc.kvmi import (
     SetPageAccess,
 )
 from tests.support.guarded_bench import Guarded, StuckError
-from tests.support.laboratory import LAB, LAB_GPA, OBJECT, Outcome
+from tests.support.laboratory import LAB, LAB_GPA, OBJECT, POLICY, Outcome, Span
 from tests.support.scripted_kernel import IMAGE_BASE, SLIDE, TSS_GVA, Conversation, ScriptedKernel, compile_plan, gpa_of
 from tests.support.stepping_talk import Stuck, guarded, moves
 
@@ -66,8 +66,8 @@ def pushed(talk: Conversation, at: int, *, rsp: int = 0) -> Action | None:
     return talk.event(EventKind.PF, data, rip=IMAGE_BASE + SLIDE + 0x1000, rsp=rsp).action
 
 
-def armed(dialect: Dialect) -> Conversation:
-    talk = Conversation(compile_plan(DENY_OBJECT), ScriptedKernel(dialect))
+def armed(dialect: Dialect, text: str = DENY_OBJECT) -> Conversation:
+    talk = Conversation(compile_plan(text), ScriptedKernel(dialect))
     talk.peer.memory.write(gpa_of(IMAGE_BASE + 0x1000), bytes.fromhex("8803"))  # mov [rbx], al
     talk.connect()
     talk.peer.commands.clear()
@@ -105,6 +105,31 @@ def test_first_word__may_be_one_wherever_the_task_state_cannot_be_read(dialect: 
         ErrorCode.ENOENT if isinstance(command, ReadPhysical) and gfn_of(command.gpa) == frame else None
     )
     assert pushed(talk, ABOVE) is Action.RETRY
+
+
+PAGE_END = IMAGE_BASE + 0x7000
+AT_PAGE_END = f"end: deny write to virtual {PAGE_END - 0x20 + SLIDE:#x} size 24"
+
+
+@pytest.mark.parametrize(("above", "denied"), [(0, True), (0x10, True), (0x20, True), (0x28, True), (0x30, False)])
+@pytest.mark.parametrize("by_task_state", [False, True])
+def test_first_word__of_a_frame_on_this_page_counts_though_it_began_above(
+    dialect: Dialect, above: int, denied: bool, by_task_state: bool
+) -> None:
+    talk = armed(dialect, AT_PAGE_END)
+    top = PAGE_END + above + SLIDE
+    if by_task_state:
+        name_stack(talk, "ist1", top)
+    answer = pushed(talk, PAGE_END - 8, rsp=0 if by_task_state else top)
+    assert answer is (Action.RETRY if denied else Action.CONTINUE)
+
+
+@pytest.mark.parametrize("rsp", [0, 8, 15])
+def test_first_word__at_the_end_of_the_address_space(dialect: Dialect, rsp: int) -> None:
+    talk = armed(dialect, AT_PAGE_END)
+    talk.peer.memory.map(talk.peer.root, (1 << 64) - PAGE_SIZE, gpa_of(PAGE_END - PAGE_SIZE))
+    data = PfData(Gva((1 << 64) - 8), gpa_of(PAGE_END - 8), PageAccess.W)
+    assert talk.event(EventKind.PF, data, rip=IMAGE_BASE + SLIDE + 0x1000, rsp=rsp).action is Action.RETRY
 
 
 def test_first_word__nothing_is_asked_where_it_makes_no_difference(dialect: Dialect) -> None:
@@ -187,6 +212,17 @@ def test_attack__a_page_made_read_only_before_the_others_stand_still(dialect: Di
     # cmpxchg16b [rdi]: the processor refuses it by then, with the stack in the object.
     assert unharmed(attempt(bench, "480fc70f", {"rdi": PAGE + 0xF00, "rsp": OBJECT.start + 0x30, "rax": 1}))
     assert bool(left) is (dialect is V7)
+
+
+AT_END = Span(PAGE + PAGE_SIZE - 0x20, PAGE + PAGE_SIZE - 8)
+
+
+@pytest.mark.parametrize("above", [0, 0x10, 0x20])
+def test_attack__a_frame_that_begins_on_the_page_above(dialect: Dialect, above: int) -> None:
+    bench = Guarded(dialect, "intel", f"{POLICY}\nend: deny write to virtual {AT_END.start:#x} size 24\n")
+    # mov [rdi], rax: nothing is mapped there.
+    outcome = attempt(bench, "488907", {"rdi": 0x7000_0000_0000, "rsp": PAGE + PAGE_SIZE + above})
+    assert outcome.bytes_at(AT_END) == FILL.to_bytes(8, "little") * 3
 
 
 def test_step__with_its_stack_elsewhere_is_performed() -> None:

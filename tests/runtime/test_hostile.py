@@ -16,6 +16,8 @@ from policyc.kvmi import (
     Command,
     ControlEvents,
     CpuMode,
+    CrData,
+    Dialect,
     ErrorCode,
     EventKind,
     GetInfo,
@@ -23,16 +25,18 @@ from policyc.kvmi import (
     GetRegisters,
     GetRegistersReply,
     InjectException,
+    NewValue,
     PageAccess,
     PauseVcpu,
     PfData,
     SinglestepData,
+    TranslateGva,
 )
 from policyc.kvmi.registers import DescriptorTable
 from policyc.plan.store import PlanRefusedError, _canonical, _digest, dump, load
 from policyc.plan.sweep import MAX_MEMBERSHIPS, OverlapLimitError, sweep
 from policyc.runtime.bound import CodeFrames
-from policyc.runtime.records import VerdictRecord
+from policyc.runtime.records import StateRecord, VerdictRecord
 from policyc.runtime.service import Service, ServiceOptions
 from policyc.runtime.session import Session
 from policyc.runtime.state import Phase, State
@@ -50,7 +54,16 @@ from tests.runtime.test_enforcer import (
     done,
     write_to,
 )
-from tests.support.scripted_kernel import IMAGE_BASE, SLIDE, Conversation, ScriptedKernel, compile_plan, gpa_of
+from tests.support.scripted_kernel import (
+    IMAGE_BASE,
+    SILENCE,
+    SLIDE,
+    Conversation,
+    EventAnswer,
+    ScriptedKernel,
+    compile_plan,
+    gpa_of,
+)
 
 STORE = bytes.fromhex("488903")
 FXSAVE = bytes.fromhex("480fae07")
@@ -336,3 +349,20 @@ def test_defect__costs_a_connection_and_not_the_service(tmp_path: Path, monkeypa
     thread.join(30)
     facts = [str(record.get("fact")) for record in records if record.get("severity") == "critical"]
     assert facts == ["a defect of policyc ended the session: ZeroDivisionError: a defect"] * 2
+
+
+@pytest.mark.parametrize("dialect", [V7, V12], ids=lambda dialect: dialect.name)
+def test_slow_kernel__denies_nothing_under_the_ceiling(dialect: Dialect) -> None:
+    text = 'c: on cr4 deny except from kernel:__text_poke because "it may"'
+    talk = Conversation(compile_plan(text), ScriptedKernel(dialect))
+    talk.state.monitor = True
+    talk.connect()
+    talk.peer.override = lambda command: SILENCE if isinstance(command, TranslateGva) else None
+    rip = IMAGE_BASE + SLIDE + 0x1240
+    talk.peer.kernel.send_event(EventKind.CR, 0, talk.peer.vcpu_state(rip, 0), CrData(4, 0x3006F0, 0x2006F0))
+    talk.talk()
+    talk.pass_time(6)
+    assert talk.peer.answers == [EventAnswer(Action.CONTINUE, NewValue(0x2006F0))]
+    record = talk.records[-1]
+    assert isinstance(record, StateRecord)
+    assert record.fact == "an event was let through unjudged: 1 commands unanswered for 5 seconds"

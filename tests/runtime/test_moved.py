@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policyc.addresses import Gpa, Gva, gfn_of
+from policyc.addresses import PAGE_SIZE, Gpa, Gva, gfn_of
 from policyc.kvmi import (
     V7,
     V12,
@@ -18,13 +18,24 @@ from policyc.kvmi import (
     GetVersionReply,
     PageAccess,
     PfData,
+    ReadPhysical,
     SetPageAccess,
 )
 from policyc.runtime.moved import LOOK_PAUSE
 from policyc.runtime.opened import OPEN_SECONDS
 from policyc.runtime.records import StateRecord, VerdictRecord
 from policyc.runtime.state import Phase
-from tests.support.scripted_kernel import IMAGE_BASE, SLIDE, Conversation, Result, ScriptedKernel, compile_plan, gpa_of
+from policyc.runtime.steps import Leave
+from tests.support.scripted_kernel import (
+    IMAGE_BASE,
+    SILENCE,
+    SLIDE,
+    Conversation,
+    Result,
+    ScriptedKernel,
+    compile_plan,
+    gpa_of,
+)
 
 MODULE = 0xFFFFFFFFC0401000
 OTHER = MODULE + 0x2000
@@ -46,8 +57,8 @@ class Module:
         self.memory = kernel.memory
         self.root = kernel.root
         self.first, self.second, self.other = (self.memory.new_page() for _ in range(3))
-        self.memory.map(self.root, MODULE, self.first)
         self.memory.map(self.root, OTHER, self.other)
+        self.memory.map(self.root, MODULE, self.first)
         self.memory.write(gpa_of(IMAGE_BASE + 0x6000), STORE)
         self.talk.connect()
         assert self.talk.state.phase is Phase.ARMED, self.talk.disconnected
@@ -143,17 +154,21 @@ def test_two_vcpus__are_both_judged_by_where_the_addresses_lead(dialect: Dialect
         data = PfData(Gva(MODULE), module.first, PageAccess.W)
         kernel.send_event(EventKind.PF, vcpu, module.talk.peer.vcpu_state(OUTSIDER, 0), data)
     module.talk.talk()
+    module.talk.pass_time(0.1)
     assert [answer.action for answer in module.talk.peer.answers] == [LET_PASS, LET_PASS]
     assert (module.guarded, len(module.moves())) == ({gfn_of(module.second)}, 1)
 
 
-def test_an_event__while_the_plan_is_bound_anew_is_judged_by_the_new_binding(dialect: Dialect) -> None:
+@pytest.mark.parametrize("number", range(1, 15))
+def test_an_event__at_any_time_of_a_rebinding_is_judged_by_the_new_binding(dialect: Dialect, number: int) -> None:
     left: list[Module] = []
+    seen = 0
 
     def override(command: Command) -> Result:
-        if left and isinstance(command, SetPageAccess):
-            module = left.pop()
-            send(module, vcpu=1)
+        nonlocal seen
+        seen += bool(left)
+        if left and seen == number:
+            send(left.pop(), vcpu=1)
         return None
 
     def send(module: Module, vcpu: int) -> None:
@@ -165,7 +180,102 @@ def test_an_event__while_the_plan_is_bound_anew_is_judged_by_the_new_binding(dia
     left.append(module)
     send(module, vcpu=0)
     module.talk.talk()
-    assert [answer.action for answer in module.talk.peer.answers] == [LET_PASS, LET_PASS]
+    module.talk.pass_time(0.1)
+    if not left:
+        assert [answer.action for answer in module.talk.peer.answers] == [LET_PASS, LET_PASS]
+    # Nothing is left restricted that isn't guarded.
+    assert module.guarded == {gfn_of(module.second)} == set(module.talk.state.bound.rights)
+    assert len(module.moves()) == 1
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_tables_that_cannot_be_read__move_nothing(dialect: Dialect, number: int) -> None:
+    armed, reads = False, 0
+
+    def override(command: Command) -> Result:
+        nonlocal reads
+        if not armed or not isinstance(command, ReadPhysical) or command.size != PAGE_SIZE:
+            return None
+        reads += 1
+        return ErrorCode.ENOMEM if reads in (number, number + 1) else None
+
+    module = Module(dialect, TEXT, override=override)
+    armed = True
+    assert module.write(module.first) is SKIPPED
+    module.talk.pass_time(60)
+    assert module.write(module.first) is SKIPPED
+    assert module.guarded == {gfn_of(module.first)}
+    assert module.moves() == []
+
+
+def test_rights_that_come_late__are_told_and_degrade(dialect: Dialect) -> None:
+    sets = 0
+
+    def override(command: Command) -> Result:
+        nonlocal sets
+        if not armed or not isinstance(command, SetPageAccess):
+            return None
+        sets += 1
+        return ErrorCode.ENOMEM if sets == 1 else SILENCE
+
+    armed = False
+    module = Module(dialect, TEXT, override=override)
+    armed = True
+    module.memory.map(module.root, MODULE, module.second)
+    data = PfData(Gva(MODULE), module.first, PageAccess.W)
+    module.talk.peer.kernel.send_event(EventKind.PF, 0, module.talk.peer.vcpu_state(OUTSIDER, 0), data)
+    module.talk.talk()
+    module.talk.pass_time(6)
+    assert module.talk.state.phase is Phase.DEGRADED
+    (record,) = module.moves()
+    refused = record.details["refused"]
+    assert isinstance(refused, list)
+    assert refused[1:] == ["unanswered"]
+
+
+def test_frame__that_was_not_released_is_when_an_instruction_is_stuck_there(dialect: Dialect) -> None:
+    sets = 0
+
+    def override(command: Command) -> Result:
+        nonlocal sets
+        sets += armed and isinstance(command, SetPageAccess)
+        return ErrorCode.ENOMEM if sets == 2 else None
+
+    armed = False
+    module = Module(dialect, TEXT, override=override)
+    module.memory.write(gpa_of(IMAGE_BASE + 0x6000), bytes.fromhex("480fc70b"))  # cmpxchg16b [rbx]
+    armed = True
+    module.memory.map(module.root, MODULE, module.second)
+    assert module.write(module.first) is LET_PASS
+    assert gfn_of(module.first) in module.guarded
+    sets = 10
+    for _ in range(10):
+        module.write(module.first)
+    assert gfn_of(module.first) not in module.guarded
+    assert not [record for record in module.talk.records if "is open" in str(getattr(record, "fact", ""))]
+
+
+def test_guest_that_is_let_go__is_not_restricted_once_more(dialect: Dialect) -> None:
+    armed = False
+
+    def override(command: Command) -> Result:
+        if armed and isinstance(command, ReadPhysical) and not module.talk.disconnected and not left:
+            left.append(1)
+            return SILENCE
+        return None
+
+    left: list[int] = []
+    module = Module(dialect, TEXT, override=override)
+    module.memory.map(module.root, MODULE, module.second)
+    armed = True
+    data = PfData(Gva(MODULE), module.first, PageAccess.W)
+    module.talk.peer.kernel.send_event(EventKind.PF, 0, module.talk.peer.vcpu_state(OUTSIDER, 0), data)
+    module.talk.talk()
+    module.talk.feed(Leave("enough"))
+    module.talk.peer.answer_late()
+    module.talk.talk()
+    module.talk.pass_time(1)
+    assert (module.talk.disconnected, module.guarded) == ("the guest has been let go", set())
 
 
 def test_what_is_being_patched__stays_so_when_the_plan_is_bound_anew(dialect: Dialect) -> None:

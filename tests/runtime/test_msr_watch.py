@@ -10,6 +10,7 @@ from policyc.kvmi import (
     V7,
     V12,
     Command,
+    ControlMsr,
     CrData,
     ErrorCode,
     EventKind,
@@ -122,6 +123,28 @@ def test_change__that_follows_the_arming_at_once_is_found() -> None:
     kernel._enter = go_on  # type: ignore[method-assign]
     talk.connect()
     assert [rules for _, _, _, rules in critical(talk)] == [["pat"], ["pat"], ["entry"], ["entry"]]
+
+
+def test_processor__that_is_started_while_they_are_read_is_guarded_too() -> None:
+    started = {0}
+    kernel = ScriptedKernel(V12, vcpus=2, maker=AMD)
+
+    def override(command: Command) -> Result:
+        if isinstance(command, GetRegisters) and command.vcpu not in started:
+            return ErrorCode.EAGAIN
+        if isinstance(command, GetRegisters) and 0 in kernel.kernel.waiting and 1 not in started:
+            started.add(1)
+            kernel.kernel.send_event(EventKind.PAUSE, 1, kernel.vcpu_state(0, 0), None)
+        return None
+
+    kernel.override = override
+    kernel.silent_pauses = {1}
+    talk = Conversation(compile_plan(TEXT), kernel)
+    talk.connect()
+    assert started == {0, 1}
+    assert talk.state.guarded == {0, 1}
+    switched = [command for command in kernel.commands if isinstance(command, ControlMsr) and command.vcpu == 1]
+    assert switched == [ControlMsr(1, PAT, enable=True), ControlMsr(1, LSTAR, enable=True)]
 
 
 def test_change__is_told_only_if_the_rules_condition_doesnt_rule_it_out() -> None:

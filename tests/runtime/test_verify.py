@@ -118,7 +118,31 @@ def test_verify__reads_in_batches_with_pauses() -> None:
         talk.peer.commands.clear()
 
 
-def test_verify__memory_that_can_no_longer_be_read_is_told() -> None:
+@pytest.mark.parametrize("refused", [1, 2])
+def test_verify__memory_that_cannot_be_read_for_once_has_not_changed(refused: int) -> None:
+    reads = 0
+
+    def override(command: Command) -> ErrorCode | None:
+        nonlocal reads
+        reads += talk.state.phase is not Phase.BINDING and isinstance(command, ReadPhysical)
+        return ErrorCode.ENOMEM if reads == refused and isinstance(command, ReadPhysical) else None
+
+    talk = Conversation(
+        compile_plan("deny write to kernel:sys_call_table"),
+        ScriptedKernel(V7, override=override),
+        ArmingOptions(verify=EVERY, self_test=False),
+    )
+    talk.connect()
+    talk.pass_time(1)
+    talk.pass_time(3 * EVERY)
+    # What can't be read any more is told, what never could isn't: there is nothing that it could have been.
+    assert [fact.rsplit(") ")[1] for fact, *_ in told(talk)] == ["can't be read any more"] * (refused - 1)
+    dma(talk, TABLE, b"\xff")
+    talk.pass_time(EVERY + 1)
+    assert told(talk)[-1][0].endswith("changed without an event")
+
+
+def test_verify__memory_that_can_no_longer_be_read_is_told_once() -> None:
     gone = False
 
     def override(command: Command) -> ErrorCode | None:
@@ -130,7 +154,7 @@ def test_verify__memory_that_can_no_longer_be_read_is_told() -> None:
     talk.connect()
     talk.pass_time(1)
     gone = True
-    talk.pass_time(EVERY + 1)
+    talk.pass_time(3 * EVERY)
     assert [fact.rsplit(") ")[1] for fact, *_ in told(talk)] == ["can't be read any more"]
 
 
