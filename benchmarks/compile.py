@@ -10,13 +10,17 @@ from the smallest policy to the largest. `--quick` compiles less, less often.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.amounts import parser_for
 from policyc.catalog import PLAIN_EFFECT_WORDS
 from policyc.compiler.checks import CheckOptions, run_checks
 from policyc.compiler.compiled import Compiled
@@ -35,8 +39,8 @@ from policyc.lang import ast
 from policyc.lang.text_to_tree import Failure, load_parser
 from policyc.plan.store import dump
 
-SIZES = (1_000, 10_000, 100_000)
-QUICK_SIZES = (500, 2_500)
+SIZES = {"full": (1_000, 10_000, 100_000), "quick": (500, 2_500), "least": (10, 50)}
+"""Rules of each policy."""
 
 RULES_A_FILE = 25_000
 STAGES = ("parse", "resolve", "check", "lower", "plan check", "dump")
@@ -162,17 +166,15 @@ def refuse(found: Sequence[Diagnostic]) -> None:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--quick", action="store_true", help="compile less, less often")
-    quick = options.parse_args().quick
-    sizes = QUICK_SIZES if quick else SIZES
+    amount = parser_for(__doc__).parse_args().amount
+    sizes = SIZES[amount]
     bare_lark(sources(len(SHAPES)))
     ratios: dict[str, float] = {}
     rates: dict[int, dict[str, float]] = {}
     print("   rules " + "".join(f"{stage:>12}" for stage in ("lark", *STAGES)) + "   rules a second")
     for rules in sizes:
         clock, files, known = Clock(), sources(rules), profile(rules)
-        for _ in range(1 if rules > 10_000 or quick else 3):
+        for _ in range(1 if rules > 10_000 or amount != "full" else 3):
             compile_once(clock, files, known)
         rates[rules] = clock.rates(rules)
         print(f"{rules:>8} " + "".join(f"{rates[rules][stage]:>12.0f}" for stage in ("lark", *STAGES)), flush=True)

@@ -4,12 +4,11 @@ Each condition is compiled from policy text, bound to a guest and evaluated as t
 from the wire, from which only the fields that the condition names are decoded, anew for each event. What counts is the
 ratio of the two within a round.
 
-    python benchmarks/conditions.py [--quick]
+    python benchmarks/conditions.py [--quick | --least]
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import statistics
@@ -21,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.amounts import parser_for
 from policyc.addresses import Gva
 from policyc.kvmi import (
     V7,
@@ -39,6 +39,9 @@ from policyc.runtime.bound import BoundPlan
 from policyc.runtime.event_fields import EventFields
 from policyc.runtime.event_keys import key_of
 from tests.support.scripted_kernel import IMAGE_BASE, SLIDE, Conversation, ScriptedKernel, compile_plan, gpa_of
+
+AMOUNTS = {"full": (30000, 15), "quick": (3000, 5), "least": (10, 1)}
+"""Calls of a round, and rounds."""
 
 TEXT = range(IMAGE_BASE + SLIDE, IMAGE_BASE + SLIDE + 0x2345)
 SMEP_AND_SMAP = 0x300000
@@ -138,9 +141,7 @@ def compiled(bound: BoundPlan, event: Event) -> Callable[[], bool | None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer calls and rounds")
-    calls, rounds = (3000, 5) if parser.parse_args().quick else (30000, 15)
+    calls, rounds = AMOUNTS[parser_for(__doc__).parse_args().amount]
     summary = {}
     for name, case in CASES.items():
         talk = armed(case.policy)

@@ -6,12 +6,11 @@ bytes over the same kind of socket pair; the guest's plain loop alone, and the s
 doesn't touch. Start-up is from nothing to a guest that idles. What counts are the ratios within a round; absolute
 figures move with the machine.
 
-    python benchmarks/emulator.py [--quick]
+    python benchmarks/emulator.py [--quick | --least]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import socket
 import statistics
@@ -21,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.amounts import parser_for
 from policyc.addresses import Gpa
 from policyc.emulator.introspection import Introspection
 from policyc.emulator.small_machine import SmallMachine
@@ -50,6 +50,9 @@ SPIN = bytes.fromhex("48ffc0 ebfb")  # inc rax; jmp
 STORE = bytes.fromhex("48890b ebfb")  # mov [rbx], rcx; jmp
 WRMSR = bytes.fromhex("4883f008 b9820000c0 31d2 0f30 ebf1")  # xor rax, 8; mov ecx, lstar; xor edx, edx; wrmsr; jmp
 HYPERCALL = bytes.fromhex("b822000000 bf18000000 31f6 0f01c1 ebef")  # rax 34, rdi 24, rsi 0; vmcall; jmp
+
+AMOUNTS = {"full": (5000, 400, 7), "quick": (500, 50, 3), "least": (10, 2, 1)}
+"""Events, slices of instructions, and rounds."""
 
 Way = tuple[bytes, EventKind, tuple[Command, ...], EventReplyData | None]
 
@@ -137,9 +140,7 @@ def start_seconds(times: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer events and rounds")
-    events, slices, rounds = (500, 50, 3) if parser.parse_args().quick else (5000, 400, 7)
+    events, slices, rounds = AMOUNTS[parser_for(__doc__).parse_args().amount]
     SmallMachine.boot()  # what a process does once
     ratios: dict[str, list[float]] = {}
     for number in range(rounds):

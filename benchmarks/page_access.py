@@ -9,16 +9,20 @@ The last line of the output is a JSON object with the ratios.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import socket
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.amounts import parser_for
 from policyc.addresses import Gfn
 from policyc.kvmi import (
     NEED_DATA,
@@ -32,6 +36,9 @@ from policyc.kvmi import (
     ToolConnection,
     set_pages,
 )
+
+AMOUNTS = {"full": (1_000_000, 7), "quick": (100_000, 3), "least": (1_000, 1)}
+"""Pages of a round, and rounds."""
 
 READ_SIZE = 1 << 20
 WRITE_SIZE = 1 << 17
@@ -53,10 +60,7 @@ class Job:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description="SET_PAGE_ACCESS: pages a second, and ratios to a bare send")
-    parser.add_argument("--quick", action="store_true", help="fewer pages and rounds")
-    quick = parser.parse_args().quick
-    pages, rounds = (100_000, 3) if quick else (1_000_000, 7)
+    pages, rounds = AMOUNTS[parser_for(__doc__).parse_args().amount]
     long_runs = Job.of([PageRun(Gfn(first), 1000, PageAccess.RX) for first in range(0, pages, 1000)])
     single = Job.of([PageRun(Gfn(2 * number), 1, PageAccess.R) for number in range(pages // 10)])
     ratios: dict[str, list[float]] = {"runs_to_bare": [], "single_pages_to_bare": [], "encoding_to_bare": []}

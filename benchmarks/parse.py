@@ -8,13 +8,17 @@ the ratios as JSON on the last line. `--quick` reads less, less often.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import statistics
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.amounts import parser_for
 from policyc.catalog import PLAIN_EFFECT_WORDS
 from policyc.diagnostics import Source
 from policyc.lang.parse import parse
@@ -24,8 +28,8 @@ from policyc.lang.text_to_tree import Failure, Parser, load_parser
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SIZES = (1_000, 10_000, 100_000)
-QUICK_SIZES = (1_000, 5_000)
+SIZES = {"full": (1_000, 10_000, 100_000), "quick": (1_000, 5_000), "least": (10, 50)}
+"""Rules of each policy."""
 
 # What large policies are made of: rules in a few shapes, each with its own label, symbols, addresses and texts.
 SHAPES: tuple[Callable[[int], str], ...] = (
@@ -96,13 +100,11 @@ def measure(rules: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--quick", action="store_true", help="read less, less often")
-    quick = options.parse_args().quick
+    amount = parser_for(__doc__).parse_args().amount
     ratios: dict[str, float] = {}
     print(f"{'rules':>8} {'bare Lark':>12} {'Lark, paused':>13} {'ours, cold':>12} {'ours, warm':>12}   rules a second")
-    for rules in QUICK_SIZES if quick else SIZES:
-        rates = measure(rules, 3 if quick or rules > 10_000 else 5)
+    for rules in SIZES[amount]:
+        rates = measure(rules, 5 if amount == "full" and rules <= 10_000 else 3)
         lark, lark_paused, cold, warm = rates["lark"], rates["lark_paused"], rates["cold"], rates["warm"]
         print(f"{rules:>8} {lark:>12.0f} {lark_paused:>13.0f} {cold:>12.0f} {warm:>12.0f}", flush=True)
         for way in ("cold", "warm"):
