@@ -27,7 +27,10 @@ from policyc.runtime.state import State
 from policyc.runtime.transport import set_timeout
 from tests.support.scripted_kernel import ScriptedKernel
 
-__all__ = ["Peer", "bare_rate", "guarded_seconds", "in_child"]
+__all__ = ["QUIET", "Peer", "bare_rate", "guarded_seconds", "in_child"]
+
+QUIET = ArmingOptions(self_test=False, verify=0)
+"""The tool asks nothing but what an event wants."""
 
 READ_SIZE = 1 << 16
 SILENCE = 20.0
@@ -149,10 +152,12 @@ def _play_and_exit(play: Callable[[socket.socket], float], link: socket.socket, 
         os._exit(code)
 
 
-def guarded_seconds(plan: Plan, kernel: ScriptedKernel, play: Callable[[Peer], float]) -> float:
+def guarded_seconds(
+    plan: Plan, kernel: ScriptedKernel, play: Callable[[Peer], float], arming: ArmingOptions = QUIET
+) -> float:
     """Have the session guard the kernel by this plan, and then `play`; the seconds that `play` returns."""
     told, tell = os.pipe()
-    state = State(plan, arming=ArmingOptions(self_test=False, verify=0))
+    state = State(plan, arming=arming)
     armed: list[Record] = []
 
     def on_record(record: Record) -> None:
