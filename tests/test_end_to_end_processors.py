@@ -69,7 +69,7 @@ def test_pin__lets_a_processor_set_the_bits_as_it_comes_up(dialect: str, tmp_pat
         service.state("ARMED")
         assert guest.tell("online 1")["returned"] == 0
         (record,) = service.verdicts()
-        assert (record["vcpu"], record["old"], record["done"]) == (1, "0x20", "kept the bits 0x0")
+        assert (record["vcpu"], record["old"], record["done"]) == (1, "0x20", "let through")
         said = guest.tell("attack smep-clear @1")
         assert said["outcome"] == "unchanged"
         assert int(str(said["before"]), 16) >> 20 & 3 == 3
