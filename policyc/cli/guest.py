@@ -182,8 +182,8 @@ def run(
     It reads lines from standard input, `help` among them, and says what it did. Once the tool has armed, it does what
     --attack says; without one it does everything there is, unless it has been spoken to.
 
-    Exit code 1 means that the machine ended by itself: on a fault that nothing handles, or because the tool answered
-    CRASH.
+    Exit code 1 means that the machine ended by itself, on a fault on which its processor gives up or because the tool
+    answered CRASH, or that its kernel has panicked and it wasn't reset since.
     """
     from policyc.emulator.defects import Quirk
     from policyc.emulator.options import GuestOptions

@@ -75,7 +75,7 @@ class Loop:
         }
 
     def run(self) -> int:
-        """Run until told to end: 0, or 1 if the machine ended by itself."""
+        """Run until told to end: 0, or 1 if the machine ended by itself or its kernel has panicked."""
         with self._signals() as wakeup, self._selector:
             self._selector.register(wakeup, selectors.EVENT_READ, self._quit)
             if self._input.descriptor is not None:
@@ -83,13 +83,12 @@ class Loop:
             self._obey()
             while not self._stop:
                 self._turn()
+            failure = self._vmm.machine.failure
+            if failure is not None:
+                self._script.forget(failure)
+                self._out.say("failure", f"the machine stopped: {failure}", reason=failure)
             self._vmm.drop("the guest's process ends")
-        failure = self._vmm.machine.failure
-        if failure is None:
-            return 0
-        self._script.forget(failure)
-        self._out.say("failure", f"the machine stopped: {failure}", reason=failure)
-        return 1
+        return int(failure is not None or self._vmm.panicked is not None)
 
     def _turn(self) -> None:
         vmm = self._vmm
@@ -98,15 +97,20 @@ class Loop:
         now = time.monotonic()
         vmm.advance(now)
         vmm.machine.run()
+        vmm.notice_panic()
         self._release(now)
         queued = self._script.advance(vmm.machine, now)
         if queued is not None:
             self._carry_out(queued)
         vmm.speak()
         self._watch()
-        finished = self._options.once and self._script.exhausted and (self._input.ended or self._input.terminal)
-        if finished or vmm.machine.failure is not None:
+        if vmm.machine.failure is not None or (self._options.once and self._script.exhausted and self._unattended):
             self._stop = True
+
+    @property
+    def _unattended(self) -> bool:
+        """Whether `--once` needn't wait for more lines: none will come, or nothing more comes of them."""
+        return self._input.ended or self._input.terminal or self._vmm.panicked is not None
 
     def _patience(self, now: float) -> float:
         """How long there is nothing to do but to listen, in seconds."""
@@ -132,12 +136,17 @@ class Loop:
             self._selector.modify(current, wanted, self._vmm.hear)
 
     def _release(self, now: float) -> None:
-        """Let the attacks begin: at once without a socket, when the tool has armed, or when it is taking too long."""
+        """Let the attacks begin: at once without a socket, when the tool has armed, or when it is taking too long.
+
+        Of a kernel that has panicked they are only told to be lost, for which `--once` needs no tool.
+        """
         vmm = self._vmm
         session = vmm.session
         unanswered = session.unanswered if session is not None else 0
         quiet = vmm.quiet_for(now) >= self._options.settle
-        if vmm.link is None or (session is not None and session.armed) or (quiet and not unanswered):
+        armed = session is not None and session.armed
+        lost = self._options.once and vmm.panicked is not None
+        if vmm.link is None or armed or lost or (quiet and not unanswered):
             self._script.release()
 
     # --- the console ---

@@ -40,7 +40,8 @@ def run_guest(options: GuestOptions, console: TextIO, out: TextIO) -> int:
         out: answers, one line each.
 
     Returns:
-        0; 1 if the machine ended by itself (a fault that nothing handles, or the tool's CRASH).
+        0; 1 if the machine ended by itself (a fault on which its processor gives up, or the tool's CRASH), or if its
+        kernel has panicked and it wasn't reset since.
 
     Raises:
         UnusableError: it couldn't be started: the engine isn't installed, or an option can't be had.

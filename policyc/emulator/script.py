@@ -92,10 +92,10 @@ class Script:
             routine = _routine_of(head, machine)
             if routine is None:
                 return self._lines.popleft() if patient else None  # type: ignore[return-value]  # the head, no error
-            if machine.booted and patient and routine.vcpu not in self._runs:
+            if _settled(machine) and patient and routine.vcpu not in self._runs:
                 self._lines.popleft()
                 self._start(machine, routine, head.word, now)
-        elif self._waiting and not self._runs and machine.booted:
+        elif self._waiting and not self._runs and _settled(machine):
             command = self._waiting.popleft()
             assert command.routine is not None
             self._start(machine, command.routine, command.word, now)
@@ -121,7 +121,7 @@ class Script:
         """Whether `advance` would do something now."""
         if self._runs:
             return any(run.finished for run, _ in self._runs.values())
-        return bool(self._lines or self._waiting) and machine.booted
+        return bool(self._lines or self._waiting) and _settled(machine)
 
     @property
     def deadline(self) -> float:
@@ -145,6 +145,11 @@ class Script:
         except ValueError as error:
             self._out.lost(routine, word, str(error))
         self._begun = now
+
+
+def _settled(machine: Machine) -> bool:
+    """Whether a routine can begin, or never will."""
+    return machine.booted or machine.panicked is not None
 
 
 def _routine_of(command: ConsoleCommand, machine: Machine) -> Routine | None:

@@ -129,6 +129,10 @@ class SmallMachine(Machine):
         """See `Board`: a processor begins at the page that the vector names, on the loader's page tables."""
         return replace(self._firmware, rip=Gva(vector << PAGE_SHIFT))
 
+    def _loaded_int(self, name: str) -> int:
+        """A quadword of the kernel's, from where the loader put it."""
+        return self.memory.quadwords[(self._load_gpa + self.image.symbols[name] - KERNEL_BASE) >> 3]
+
     @property
     def kernel_root(self) -> int:
         """See `Machine`: the kernel's own root once it has one; a vCPU in user mode may have another in CR3."""
@@ -143,8 +147,8 @@ class SmallMachine(Machine):
 
     @property
     def panicked(self) -> int | None:
-        """The exception that the guest's kernel gave up at, or None."""
-        return self.read_int("panic_vector") if self.booted and self.read_int("panics") else None
+        """See `Machine`; read without the guest's page tables, since it is asked for after every slice."""
+        return self._loaded_int("panic_vector") if self._loaded and self._loaded_int("panics") else None
 
     @property
     def routines(self) -> Mapping[str, Routine]:

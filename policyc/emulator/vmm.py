@@ -41,6 +41,7 @@ class Vmm:
         machine: exchanged by a reset.
         link: the connection's socket; None where there is no tool to connect to.
         session: the conversation, while there is a connection.
+        panicked: the exception that the kernel was told to have panicked on; None again for the machine after a reset.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Vmm:
         self.link = Link(options.socket, options.reconnect, recorder) if options.socket is not None else None
         self._recorder = recorder
         self.session: Introspection | None = None
+        self.panicked: int | None = None
         self._started = int(time.time())
         self._heard = time.monotonic()
         self._next_tick = self._heard + options.tick
@@ -108,6 +110,12 @@ class Vmm:
     def quiet_for(self, now: float) -> float:
         """Seconds since the tool said something."""
         return now - self._heard
+
+    def notice_panic(self) -> None:
+        """Say that the kernel has panicked, once: the machine runs on, and can be looked at, until it is reset."""
+        if self.panicked is None and (exception := self.machine.panicked) is not None:
+            self.panicked = exception
+            self._out.say("panic", f"the guest's kernel panicked on exception {exception}", exception=exception)
 
     # --- the tool ---
 
@@ -212,6 +220,7 @@ class Vmm:
         """A machine as new: nothing of the old one is left."""
         self.drop("the machine was reset")
         self.machine = new_machine(self._options)
+        self.panicked = None
         self._started = int(time.time())
         if self._options.boot:
             self._boot_at = time.monotonic() + self._options.boot

@@ -219,6 +219,27 @@ def test_a_line_waits_for_the_routine_before_it_but_not_for_ever() -> None:
     }
 
 
+@pytest.mark.parametrize("state", [3, 1], ids=["running", "booting"])
+def test_a_panic_loses_what_is_under_way_and_what_comes_after(state: int) -> None:
+    out = io.StringIO()
+    machine = SmallMachine.boot()
+    made = Script(ROUTINES, ("xchg",), Console(out, as_json=True))
+    made.take("attack straddle")
+    made.advance(machine, 0.0)
+    machine.write_int("system_state", state, 4)
+    machine.write_int("panic_vector", 14)
+    machine.write_int("panics", 1)
+    made.take("act patch")
+    made.release()
+    for _ in range(3):
+        made.advance(machine, 0.0)
+    lost = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [line["name"] for line in lost] == ["straddle", "patch", "xchg"]
+    assert {line["outcome"] for line in lost} == {"lost"}
+    assert {line["reason"] for line in lost} == {"the guest's kernel panicked on exception 14"}
+    assert made.exhausted
+
+
 def test_lines_come_from_a_stream_in_memory_at_once() -> None:
     made = ConsoleInput(io.StringIO("one\ntwo"))
     assert (list(made.lines()), made.ended, made.descriptor) == (["one", "two"], True, None)

@@ -241,15 +241,78 @@ def test_unhook_lets_the_tool_leave_first(tmp_path: Path) -> None:
 
 
 def test_a_crash_ends_the_process(tmp_path: Path) -> None:
+    """What happened is told before the connection's end, which comes of it."""
+    from policyc.emulator.image import small_image
+
     path = tmp_path / "tool.sock"
     with listening(path) as server:
         guest = GuestThread(options(path, settle=60.0))
         tool = SocketTool(server)
         tool.greet()
-        tool.connection.send(PauseVcpu(0))
-        tool.next(object)
+        assert guest.hear()["kind"] == "connected"
+        arm(tool, small_image().address("guarded_object", SLIDE), PageAccess.R)
+        guest.type("attack straddle")
         tool.reply(tool.next(Event), Action.CRASH)
-        assert guest.hear("failure")["reason"] == "the tool answered CRASH to an event of vCPU 0"
+        said = [guest.hear() for _ in range(3)]
+        assert [answer["kind"] for answer in said] == ["attack", "failure", "disconnected"]
+        assert {answer["reason"] for answer in said[:2]} == {"the tool answered CRASH to an event of vCPU 0"}
+        assert guest.end() == 1
+        tool.close()
+
+
+def test_a_guest_that_a_failing_test_leaves_behind_lets_the_interpreter_end() -> None:
+    code = (
+        "from tests.support.emulator_process import GuestThread; from policyc.emulator.options import GuestOptions\n"
+        "guest = GuestThread(GuestOptions()); guest.type('status'); guest.hear('status'); assert False, 'failed'"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.stderr.rstrip().endswith("AssertionError: failed")
+
+
+PANIC = "dma schedule 0f0b"
+"""UD2 where the small guest's kernel comes by at every tick."""
+
+PANICKED = {"kind": "panic", "exception": 6}
+
+
+def test_a_panic_is_told_once_and_the_exit_status_keeps_it() -> None:
+    guest = GuestThread(options(None, tick=0.001))
+    guest.type(PANIC)
+    assert guest.hear("panic") == PANICKED
+    guest.type("status")
+    status = guest.hear()
+    assert (status["kind"], status["guest"]) == ("status", "panicked on exception 6")
+    guest.type("attack straddle")
+    lost = guest.hear()
+    assert (lost["name"], lost["reason"]) == ("straddle", "the guest's kernel panicked on exception 6")
+    guest.type("quit")
+    assert guest.end() == 1
+
+
+def test_a_machine_that_was_reset_has_not_panicked() -> None:
+    guest = GuestThread(options(None, tick=0.001))
+    for _ in range(2):
+        guest.type(PANIC)
+        assert guest.hear("panic") == PANICKED
+        guest.type("reset")
+        assert guest.hear()["kind"] == "reset"
+    guest.type("quit")
+    assert guest.end() == 0
+
+
+def test_once_ends_at_a_panic_without_waiting_for_more(tmp_path: Path) -> None:
+    """Neither the console nor a tool that never arms holds it up."""
+    path = tmp_path / "tool.sock"
+    with listening(path) as server:
+        guest = GuestThread(options(path, tick=0.001, attacks=("straddle",), settle=60.0, once=True))
+        tool = SocketTool(server)
+        tool.greet()
+        guest.type(PANIC)
+        assert guest.hear("panic") == PANICKED
+        assert guest.hear("attack")["outcome"] == "lost"
+        assert guest.hear()["reason"] == "the guest's process ends"
+        guest.ended()
         assert guest.end() == 1
         tool.close()
 

@@ -110,7 +110,8 @@ class GuestThread:
         self._reader = os.fdopen(console, "r")
         self._writer = os.fdopen(out, "w")
         self.status: int | None = None
-        self._thread = threading.Thread(target=self._run, args=(replace(options, json=True),))
+        # A test that fails leaves it running, which must not keep the interpreter from ending.
+        self._thread = threading.Thread(target=self._run, args=(replace(options, json=True),), daemon=True)
         self._thread.start()
 
     def type(self, line: str) -> None:
@@ -135,6 +136,11 @@ class GuestThread:
         self._reader.close()
         assert self.status is not None
         return self.status
+
+    def ended(self) -> None:
+        """Wait for the end, with the console still open."""
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
 
     def close_console(self) -> None:
         """Let the console end."""

@@ -24,7 +24,7 @@ from policyc.emulator.vcpu import Vcpu
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from policyc.addresses import Gva
+    from policyc.addresses import Gpa, Gva
     from policyc.emulator.deliver import Delivery
     from policyc.emulator.engine import Engine
     from policyc.emulator.linux.snapshot import Snapshot
@@ -79,6 +79,7 @@ class LinuxMachine(Machine):
         self.attacker = AttackerPages(self.memory, snapshot.state.cpu.registers["cr3"], snapshot.origin.reserved)
         self._attack: LinuxRun | None = None
         self._last_exception: int | None = None
+        self._panic_words: tuple[Gpa, Gpa] | None = None
         self.vcpus[0].takes_exception = self._takes_exception
 
     @property
@@ -135,8 +136,14 @@ class LinuxMachine(Machine):
 
     @property
     def panicked(self) -> int | None:
-        """The last exception in the kernel, if the kernel has oopsed or panicked since."""
-        return self._last_exception if self.taint & _TAINT_DIE or self.read_int("panic_cpu", 4) != _NO_CPU else None
+        """The last exception in the kernel, if the kernel has oopsed or panicked since.
+
+        It is asked for after every slice, so the kernel's variables are found once: they never move.
+        """
+        if self._panic_words is None:
+            self._panic_words = self.gpa(self.symbol("tainted_mask")), self.gpa(self.symbol("panic_cpu"))
+        taint, processor = (int.from_bytes(self.memory.read(at, 4), "little") for at in self._panic_words)
+        return self._last_exception if taint & _TAINT_DIE or processor != _NO_CPU else None
 
     @property
     def taint(self) -> int:
