@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "Console", "ConsoleCommand", "ConsoleError", "parse"]
 
 COMMANDS: Final[Mapping[str, str]] = {
-    "attack": "NAME [@N]  let the guest's rootkit do something, on vCPU N; `list` names what there is",
-    "act": "NAME [@N]  let the guest's kernel do something it may",
+    "attack": "NAME[@N]  let the guest's rootkit do something, on vCPU N; `list` names what there is",
+    "act": "NAME[@N]  let the guest's kernel do something it may",
     "online": "N  let the guest start vCPU N",
     "offline": "N  let the guest take vCPU N down",
     "hotplug": "one more vCPU, not started",
@@ -92,8 +92,10 @@ def parse(line: str, routines: Mapping[str, Routine]) -> ConsoleCommand | None:
 def _routine(word: str, rest: list[str], routines: Mapping[str, Routine]) -> ConsoleCommand:
     names = [name for name, routine in routines.items() if routine.kind.value == word]
     vcpu = 0
-    if len(rest) == 2 and rest[1].startswith("@"):
-        vcpu = _number(rest.pop()[1:], "@ stands before the number of a vCPU")
+    name, at, number = " ".join(rest).partition("@")
+    if at:
+        vcpu = _number(number, "@ stands before the number of a vCPU")
+        rest = name.split()
     if len(rest) != 1:
         raise ConsoleError(f"`{word}` takes one name: {', '.join(names)}")
     if rest[0] not in names:

@@ -32,7 +32,8 @@ def test_commands_and_routines() -> None:
         command = parse(f"{routine.kind.value} {name}", ROUTINES)
         assert command is not None
         assert command.routine == routine
-        assert parse(f"{routine.kind.value} {name} @3", ROUTINES) == ConsoleCommand(command.word, routine.on(3))
+        for written in (f"{name} @3", f"{name}@3"):
+            assert parse(f"{routine.kind.value} {written}", ROUTINES) == ConsoleCommand(command.word, routine.on(3))
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,10 @@ def test_commands_that_take_something(line: str, command: ConsoleCommand) -> Non
         ("act", f"`act` takes one name: {ACTS}"),
         ("quit now", "`quit` takes nothing after it"),
         ("attack xchg @x", "@ stands before the number of a vCPU"),
+        ("attack xchg@", "@ stands before the number of a vCPU"),
+        ("attack xchg@1 2", "@ stands before the number of a vCPU"),
+        ("attack stradle@1", "no such attack: 'stradle'; did you mean straddle?"),
+        ("act @1", f"`act` takes one name: {ACTS}"),
         ("online", "`online` takes the number of a vCPU"),
         ("offline -1", "`offline` takes the number of a vCPU"),
         ("hangup 1 2", "`hangup` takes a number of messages from 1 on, or nothing"),

@@ -7,6 +7,7 @@ address, kill whoever is running, and be none the wiser. Whether it did anything
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,7 @@ from policyc.emulator.context import GPR_NAMES
 from policyc.emulator.routines import Kind, Memory, Register, Routine, RoutineResult
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from policyc.emulator.deliver import Delivery
     from policyc.emulator.linux.machine import LinuxMachine
@@ -24,10 +25,26 @@ __all__ = ["ROUTINES", "LinuxRoutine", "LinuxRun"]
 _LSTAR: Final = 0xC000_0082
 _GETPID: Final = 39
 _KILL: Final = 62
+_KERNEL_CS: Final = 0x10
+_INTERRUPT_GATE: Final = 0xEE
+"""Type and attributes: present, DPL 3, a 64-bit interrupt gate."""
+
 _EXCEPTIONS: Final = 32
 _RFLAGS_FIXED: Final = 2
 _COPY_ROUTINES: Final = ("memcpy", "memset")
 _SAVED: Final = (*GPR_NAMES, "rflags")
+
+
+def pointer(address: int) -> bytes:
+    """An address as the processor reads it."""
+    return address.to_bytes(8, "little")
+
+
+def interrupt_gate(address: int) -> bytes:
+    """A present 64-bit interrupt gate without a stack of its own, open to user mode (Intel SDM, 3A, 6.14.1)."""
+    return struct.pack(
+        "<HHBBHII", address & 0xFFFF, _KERNEL_CS, 0, _INTERRUPT_GATE, address >> 16 & 0xFFFF, address >> 32, 0
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +52,14 @@ class LinuxRoutine(Routine):
     """A routine of the attacker's page.
 
     Attributes:
-        value: what it stores: bytes, or the name of a routine whose address it is.
+        value: what it stores: bytes, or the name of a routine that it leads to.
+        leading: how memory leads to a routine, from its address.
         functions: functions of the kernel's: one that it calls, and one that this is to call.
         answers: whether what is in RAX at its end is an answer; else it is what the last instruction left there.
     """
 
     value: bytes | str = b""
+    leading: Callable[[int], bytes] = pointer
     functions: tuple[str, str] | None = None
     answers: bool = False
 
@@ -68,12 +87,14 @@ ROUTINES: Final[Mapping[str, LinuxRoutine]] = {
             Memory("sys_call_table", _GETPID * 8, 8),
             "hooked_syscall",
         ),
-        _attack(
+        LinuxRoutine(
             "idt-entry",
             "store_by_window",
+            Kind.ATTACK,
             "the gate of vector 0x81, in two stores",
             Memory("idt_table", 0x81 * 16, 16),
-            bytes.fromhex("000010000ef0ffff") * 2,
+            value="hooked_interrupt",
+            leading=interrupt_gate,
         ),
         _attack(
             "wp-clear",
@@ -155,7 +176,7 @@ class LinuxRun:
             helper=helper,
             syscall=machine.symbol("__x64_sys_getpid"),
             entry=machine.symbol("entry_SYSCALL_64"),
-            value=value if isinstance(value, bytes) else pages.routine(value).to_bytes(8, "little"),
+            value=value if isinstance(value, bytes) else routine.leading(pages.routine(value)),
         )
         self._saved = {name: engine.get(name) for name in _SAVED}
         engine.set("rsp", pages.call())

@@ -12,6 +12,7 @@ from policyc.emulator.deliver import Delivery
 from policyc.emulator.linux.attacks import ROUTINES
 from policyc.emulator.linux.machine import LinuxMachine
 from policyc.emulator.vcpu import Vcpu
+from policyc.guest.linux_anchors import gate_target
 from tests.support.linux_guest import linux_snapshot
 
 FORKED = "total_forks"
@@ -102,6 +103,16 @@ def test_routine__has_its_way_where_nobody_guards(attacked: LinuxMachine, name: 
     assert attacked.read_int("jiffies") > jiffies
     assert attacked.read_int(FORKED) > forks
     assert (attacked.failure, attacked.panicked, attacked.taint) == (None, None, 0)
+
+
+def test_idt_entry__leaves_a_gate_that_user_mode_may_take_to_the_attacker() -> None:
+    machine = LinuxMachine(linux_snapshot())
+    gate = machine.run_routine("idt-entry").after
+    assert gate_target(gate) == machine.attacker.routine("hooked_interrupt")
+    handler = int.from_bytes(gate[:2] + gate[6:12], "little")
+    assert handler in machine.attacker.code
+    selector, stack, flags, reserved = gate[2:4].hex(), gate[4], gate[5], gate[12:].hex()
+    assert (selector, stack, flags, reserved) == ("1000", 0, 0xEE, "00000000")
 
 
 def test_routine__waits_for_its_turn_and_for_the_one_before(attacked: LinuxMachine) -> None:

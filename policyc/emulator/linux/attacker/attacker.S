@@ -140,3 +140,8 @@ hooked_syscall:
 	.globl	hooked_entry
 hooked_entry:
 	jmp	*p_entry(%rip)
+
+# Behind the gate of a vector that nothing else uses, which user mode may come through.
+	.globl	hooked_interrupt
+hooked_interrupt:
+	iretq
