@@ -129,6 +129,12 @@ def test_run__says_as_an_error_why_it_cant_start(tmp_path: Path, arguments: list
     assert run_policyc("guest", "run", "--socket", "s", *arguments, cwd=tmp_path) == Ran(2, "", said)
 
 
+def test_run__leaves_no_recording_of_a_machine_that_cant_be_made(tmp_path: Path) -> None:
+    options = ["--vcpus", "2", "--online", "3", "--record", "talk"]
+    assert call_policyc("guest", "run", "--socket", "s", *options, cwd=tmp_path).code == 2
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_build_linux__says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     ran = call_policyc("guest", "build-linux", "-o", "linux", cwd=tmp_path)

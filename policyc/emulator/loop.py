@@ -36,7 +36,7 @@ class Loop:
 
     Args:
         secret: contents of the cookie file, or None.
-        recorder: writes down what is said on the socket.
+        record: opens what writes down what is said on the socket, once there is a machine; None for nothing.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Loop:
         secret: bytes | None,
         console: TextIO,
         out: TextIO,
-        recorder: Recorder | None = None,
+        record: Callable[[], Recorder | None],
     ) -> None:
         self._options = options
         self._out = Console(out, as_json=options.json)
         self._input = ConsoleInput(console)
-        self._vmm = vmm = Vmm(options, secret, self._out, recorder)
+        self._vmm = vmm = Vmm(options, secret, self._out, record)
         self._script = Script(vmm.machine.routines, options.attacks, self._out)
         self._selector = selectors.DefaultSelector()
         self._watched: socket.socket | None = None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, BinaryIO, Final, TextIO
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final, TextIO
 
 from policyc.emulator.linux.errors import SnapshotError
 from policyc.emulator.machines import routines_of
@@ -12,7 +12,7 @@ from policyc.emulator.recording import RecordingError
 from policyc.kvmi import DIALECTS
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable
 
     from policyc.emulator.loop import Loop
     from policyc.emulator.options import GuestOptions
@@ -50,21 +50,21 @@ def run_guest(options: GuestOptions, console: TextIO, out: TextIO) -> int:
     for name in options.attacks:
         if name not in routines_of(options):
             raise UnusableError(f"no such routine: {name}")
-    with _recording(options) as file:
-        recorder = Recorder(file, DIALECTS[options.dialect]) if file is not None else None
-        return _loop(options, console, out, recorder).run()
+    with ExitStack() as held:
+        return _loop(options, console, out, lambda: _recorder(options, held)).run()
 
 
-def _recording(options: GuestOptions) -> AbstractContextManager[BinaryIO | None]:
+def _recorder(options: GuestOptions, held: ExitStack) -> Recorder | None:
     if options.record is None:
-        return nullcontext()
+        return None
     try:
-        return open_recording(options.record)
+        file = held.enter_context(open_recording(options.record))
     except RecordingError as error:
         raise UnusableError(f"`{options.record}`: {error}") from None
+    return Recorder(file, DIALECTS[options.dialect])
 
 
-def _loop(options: GuestOptions, console: TextIO, out: TextIO, recorder: Recorder | None) -> Loop:
+def _loop(options: GuestOptions, console: TextIO, out: TextIO, record: Callable[[], Recorder | None]) -> Loop:
     # Imported here, since the engine is an optional extra.
     try:
         from policyc.emulator.loop import Loop
@@ -76,7 +76,7 @@ def _loop(options: GuestOptions, console: TextIO, out: TextIO, recorder: Recorde
         raise UnusableError(fact, "pip install 'policyc[guest]'") from None
     secret = options.cookie_file.read_bytes() if options.cookie_file is not None else None
     try:
-        return Loop(options, secret, console, out, recorder)
+        return Loop(options, secret, console, out, record)
     except SnapshotError as error:
         fact = f"`{options.snapshot}` has no snapshot that can be continued: {error}"
         raise UnusableError(fact, f"`policyc guest build-linux -o {options.snapshot}` builds one") from None

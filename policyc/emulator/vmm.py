@@ -19,6 +19,8 @@ from policyc.emulator.startup import Startup
 from policyc.kvmi import DIALECTS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from policyc.emulator.console import Console
     from policyc.emulator.machine import Machine
     from policyc.emulator.options import GuestOptions
@@ -35,7 +37,8 @@ class Vmm:
 
     Args:
         secret: contents of the cookie file, or None.
-        recorder: writes down what is said on the socket.
+        record: opens what writes down what is said on the socket, or gives None; called once there is a machine, so that
+            one that can't be made leaves no file.
 
     Attributes:
         machine: exchanged by a reset.
@@ -45,7 +48,7 @@ class Vmm:
     """
 
     def __init__(
-        self, options: GuestOptions, secret: bytes | None, out: Console, recorder: Recorder | None = None
+        self, options: GuestOptions, secret: bytes | None, out: Console, record: Callable[[], Recorder | None]
     ) -> None:
         self._options = options
         self._secret = secret
@@ -54,8 +57,8 @@ class Vmm:
         self._commands = allowed_commands(self._dialect, options.allow_commands)
         self._events = allowed_events(self._dialect, options.allow_events)
         self.machine: Machine = new_machine(options)
-        self.link = Link(options.socket, options.reconnect, recorder) if options.socket is not None else None
-        self._recorder = recorder
+        self._recorder = record()
+        self.link = Link(options.socket, options.reconnect, self._recorder) if options.socket is not None else None
         self.session: Introspection | None = None
         self.panicked: int | None = None
         self._started = int(time.time())
