@@ -174,6 +174,27 @@ def test_build_linux__looks_where_it_goes_before_it_fetches_anything(
     assert ran.err.count("\n") == 1
 
 
+KERNELS_HELP = "  help: `apt-cache search --names-only '^linux-image-'` lists Debian's kernels\n"
+
+
+@pytest.mark.parametrize("name", ["bash", "-y", "linux-image-", "linux-image-6.1.0-56-amd64-dbg"])
+def test_build_linux__refuses_what_is_no_kernel_before_it_fetches_anything(
+    debian: Path, tmp_path: Path, name: str
+) -> None:
+    ran = run_policyc("guest", "build-linux", "-o", "linux", f"--kernel-package={name}", cwd=tmp_path)
+    said = f"error: `{name}` is no package of a kernel: those are called linux-image-*\n"
+    assert ran == Ran(2, "", said + KERNELS_HELP)
+    assert [*tmp_path.iterdir()] == [debian]
+
+
+def test_build_linux__says_which_kernel_there_isnt(debian: Path, tmp_path: Path) -> None:
+    (debian / "apt-get").write_text("#!/bin/sh\n")
+    (debian / "apt-cache").write_text("#!/bin/sh\necho 'E: No packages found' >&2\nexit 100\n")
+    ran = run_policyc("guest", "build-linux", "-o", "linux", "--kernel-package", "linux-image-none", cwd=tmp_path)
+    said = "fetching the package lists\nerror: the package lists have no kernel `linux-image-none`\n"
+    assert ran == Ran(2, "", said + KERNELS_HELP)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_build_linux__leaves_nothing_when_it_is_stopped(debian: Path, tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "policyc", "guest", "build-linux", "-o", "out/linux"]

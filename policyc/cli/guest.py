@@ -322,16 +322,18 @@ def build_linux(output: str, kernel_package: str | None, seed: int, boots: int) 
     """
     from policyc.emulator.linux.build import DEFAULT_KERNEL, Recipe, build
     from policyc.emulator.linux.errors import BuildError, SnapshotError
+    from policyc.emulator.linux.packages import check_kernel_name
 
     def say(line: str) -> None:
         click.echo(line, err=True)
 
     recipe = Recipe(kernel=kernel_package or DEFAULT_KERNEL, seed=seed, boots=boots)
     try:
+        check_kernel_name(recipe.kernel)
         with unwinding_on_sigterm():
             build(Path(output).absolute(), recipe, say)
     except (BuildError, SnapshotError) as error:
-        raise CommandError(ExitCode.USAGE, str(error)) from None
+        raise CommandError(ExitCode.USAGE, str(error), help=getattr(error, "help", None)) from None
     say(f"{shown_name(output)}: the snapshot of a Linux guest")
     return ExitCode.OK
 

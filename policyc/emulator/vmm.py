@@ -37,8 +37,8 @@ class Vmm:
 
     Args:
         secret: contents of the cookie file, or None.
-        record: opens what writes down what is said on the socket, or gives None; called once there is a machine, so that
-            one that can't be made leaves no file.
+        record: opens what writes down what is said on the socket, or gives None; called once there is a machine, so
+            that one that can't be made leaves no file.
 
     Attributes:
         machine: exchanged by a reset.

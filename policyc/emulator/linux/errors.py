@@ -6,7 +6,11 @@ __all__ = ["BuildError", "SnapshotError"]
 
 
 class BuildError(Exception):
-    """The snapshot can't be built here: what is missing, or what a tool answered."""
+    """The snapshot can't be built here: what is missing, or what a tool answered; `help` is what would do, or None."""
+
+    def __init__(self, message: str, help: str | None = None) -> None:
+        super().__init__(message)
+        self.help = help
 
 
 class SnapshotError(Exception):

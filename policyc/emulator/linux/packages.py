@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["Package", "Packages"]
+__all__ = ["Package", "Packages", "check_kernel_name"]
 
 DPKG_STATUS: Final = "/var/lib/dpkg/status"
 FETCH_SECONDS: Final = 600
 """Longest that apt or dpkg may take for one call."""
 
 _KERNEL: Final = re.compile(r"^\s*Depends: (linux-image-[0-9][a-z0-9.+-]*-cloud-amd64)\s*$", re.MULTILINE)
+_KERNEL_NAME: Final = re.compile(r"linux-image-[a-z0-9][a-z0-9.+-]*(?<!-dbg)")
+_KERNELS_HELP: Final = "`apt-cache search --names-only '^linux-image-'` lists Debian's kernels"
+_UNKNOWN: Final = "No packages found"
 _TOOLS: Final = ("apt-get", "apt-cache", "dpkg", "dpkg-deb")
 
 
@@ -43,6 +46,16 @@ class Package:
     version: str
     sha256: str
     path: Path
+
+
+def check_kernel_name(name: str) -> None:
+    """Refuse what can't be a kernel's package, before anything is fetched.
+
+    Raises:
+        BuildError: it can't.
+    """
+    if not _KERNEL_NAME.fullmatch(name):
+        raise BuildError(f"`{name}` is no package of a kernel: those are called linux-image-*", _KERNELS_HELP)
 
 
 class Packages:
@@ -69,7 +82,13 @@ class Packages:
         Raises:
             BuildError: there is no such package.
         """
-        found = _KERNEL.findall(self._apt("apt-cache", "depends", name))
+        try:
+            depends = self._apt("apt-cache", "depends", name)
+        except BuildError as error:
+            if _UNKNOWN not in str(error):
+                raise
+            raise BuildError(f"the package lists have no kernel `{name}`", _KERNELS_HELP) from None
+        found = _KERNEL.findall(depends)
         return str(found[0]) if found else name
 
     def fetch(self, name: str) -> Package:
