@@ -16,7 +16,7 @@ from policyc.emulator.routines import Kind, Routine, RoutineResult
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["COMMANDS", "Console", "ConsoleCommand", "ConsoleError", "parse"]
+__all__ = ["COMMANDS", "Console", "ConsoleCommand", "ConsoleError", "panic_of", "parse"]
 
 COMMANDS: Final[Mapping[str, str]] = {
     "attack": "NAME[@N]  let the guest's rootkit do something, on vCPU N; `list` names what there is",
@@ -220,6 +220,11 @@ def _outcome(result: RoutineResult) -> str:
     if result.routine.target is None:
         return "done" if result.fault is None and result.refusal is None else "refused"
     return "changed" if result.changed else "unchanged"
+
+
+def panic_of(exception: int) -> str:
+    """That the guest's kernel is no more, in words."""
+    return f"the guest's kernel panicked on exception {exception}"
 
 
 def _named(routine: Routine, word: str) -> str:

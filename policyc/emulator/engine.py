@@ -167,6 +167,10 @@ class Engine:
         if name in ("cr0", "cr3", "cr4"):
             self._tlb.flush()
 
+    def skip(self, size: int) -> None:
+        """Let RIP stand behind an instruction of so many bytes, which the host has performed, or leaves out."""
+        self.set("rip", self.get("rip") + size & (1 << 64) - 1)
+
     def table(self, name: str) -> tuple[int, int]:
         """Base and limit of `gdtr`, `idtr` or `tr`."""
         _, base, limit, _ = self._uc.reg_read(_IDS[name])

@@ -69,10 +69,6 @@ def leave(vcpu: Vcpu, stop: Stop) -> None:
             assert_never(stop)
 
 
-def _skip(vcpu: Vcpu, size: int) -> None:
-    vcpu.engine.set("rip", vcpu.engine.get("rip") + size & _MASK)
-
-
 def _breakpoint(vcpu: Vcpu, stop: Breakpoint) -> None:
     def resume(action: Action | None, _: EventReplyData | None) -> None:
         if action is Action.CONTINUE:
@@ -93,7 +89,7 @@ def _hypercall(vcpu: Vcpu, stop: Hypercall) -> None:
 
     def finish(result: int) -> None:
         engine.set("rax", result & mask)
-        _skip(vcpu, stop.size)
+        engine.skip(stop.size)
 
     def resume(_action: Action | None, _: EventReplyData | None) -> None:
         finish(0)

@@ -8,9 +8,9 @@ from functools import cache
 from os import SEEK_END
 from typing import TYPE_CHECKING, Final
 
-from policyc.emulator.recording import MAX_LINE, conversations
+from policyc.emulator.recording import MAX_LINE, announced_size, conversations
 from policyc.kvmi.codec import codec_of
-from policyc.kvmi.framing import HEADER, HEADER_SIZE, REPLY_HEAD
+from policyc.kvmi.framing import HEADER, REPLY_HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,7 @@ class _Splitter:
 
     def _size(self) -> int | None:
         if self._greeted:
-            return HEADER_SIZE + HEADER.unpack_from(self._pending)[1] if len(self._pending) >= HEADER_SIZE else None
+            return announced_size(self._pending)
         if len(self._pending) < 4:
             return None
         # Whatever a handshake announces beyond reason is kept in pieces of that size.

@@ -30,6 +30,7 @@ __all__ = [
     "MAX_LINE",
     "RecordedMessage",
     "RecordingError",
+    "announced_size",
     "conversations",
     "dialect_of",
     "is_handshake",
@@ -97,12 +98,17 @@ def conversations(file: BinaryIO) -> Iterator[Iterator[RecordedMessage]]:
             pass
 
 
+def announced_size(data: bytes, at: int = 0) -> int | None:
+    """The length that the message beginning at `at` announces, its header included; None before that is whole."""
+    return HEADER_SIZE + HEADER.unpack_from(data, at)[1] if len(data) - at >= HEADER_SIZE else None
+
+
 def split(message: RecordedMessage) -> Iterator[bytes]:
     """The messages that a line holds: one, or several that were sent in one piece."""
     data = message.data or b""
     at = 0
     while at < len(data):
-        size = HEADER_SIZE + HEADER.unpack_from(data, at)[1] if len(data) - at >= HEADER_SIZE else len(data)
+        size = announced_size(data, at) or len(data)
         yield data[at : at + size]
         at += size
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from policyc.emulator.recorded_text import Describer
-from policyc.emulator.recording import is_handshake, split
+from policyc.emulator.recording import announced_size, is_handshake, split
 from policyc.kvmi import V12, CmdErrorData, Hello, HelloForm, RemoteProtocolError
 from policyc.kvmi.codec import codec_of
 from policyc.kvmi.connection import MAX_UNREAD
@@ -263,7 +263,7 @@ class Replay:
     def _next(self) -> bytes | None:
         """The tool's next whole message."""
         if self._greeted:
-            size = HEADER_SIZE + HEADER.unpack_from(self._buffer)[1] if len(self._buffer) >= HEADER_SIZE else None
+            size = announced_size(self._buffer)
         else:
             size = int.from_bytes(self._buffer[:4], "little") if len(self._buffer) >= 4 else None
         if size is not None and not self._greeted and not 24 <= size <= MAX_ANSWER:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from policyc.emulator.console import Console, ConsoleCommand, ConsoleError, parse
+from policyc.emulator.console import Console, ConsoleCommand, ConsoleError, panic_of, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -134,11 +134,11 @@ class Script:
                 self._out.result(run.result(), word)
                 del self._runs[vcpu]
         if self._runs and machine.panicked is not None:
-            self.forget(f"the guest's kernel panicked on exception {machine.panicked}")
+            self.forget(panic_of(machine.panicked))
 
     def _start(self, machine: Machine, routine: Routine, word: str, now: float) -> None:
         if machine.panicked is not None:
-            self._out.lost(routine, word, f"the guest's kernel panicked on exception {machine.panicked}")
+            self._out.lost(routine, word, panic_of(machine.panicked))
             return
         try:
             self._runs[routine.vcpu] = (machine.begin(routine), word)

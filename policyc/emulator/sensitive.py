@@ -40,7 +40,6 @@ __all__ = ["carry_out"]
 _LOW32: Final = 0xFFFF_FFFF
 _ARITHMETIC_FLAGS: Final = 0x8D5
 _CARRY: Final = 1
-_MASK: Final = (1 << 64) - 1
 _INVALID_OPCODE: Final = 6
 _GENERAL_PROTECTION: Final = 13
 
@@ -77,10 +76,6 @@ def _native(vcpu: Vcpu) -> None:
     stop = vcpu.engine.step()
     if not isinstance(stop, BudgetSpent):
         vcpu.exit(stop)
-
-
-def _skip(vcpu: Vcpu, size: int) -> None:
-    vcpu.engine.set("rip", vcpu.engine.get("rip") + size & _MASK)
 
 
 def _mov_cr(vcpu: Vcpu, insn: Instruction) -> None:
@@ -130,7 +125,7 @@ def _write_cr(vcpu: Vcpu, insn: Instruction, number: int, new: int) -> None:
             vcpu.die(Shutdown(f"CR{number} was set to {value:#x}, with which no 64-bit guest can be entered"))
         else:
             vcpu.engine.set(name, value)
-            _skip(vcpu, insn.size)
+            vcpu.engine.skip(insn.size)
 
     if vcpu.engine.cpl or not _cr_holds(number, new):
         vcpu.fault(_GENERAL_PROTECTION, 0)
@@ -160,13 +155,13 @@ def _wrmsr(vcpu: Vcpu, insn: Instruction) -> None:
         if action is not Action.CONTINUE or not _msr_holds(index, value):
             vcpu.fault(_GENERAL_PROTECTION, 0)
         elif index == MSR_X2APIC_ICR:
-            _skip(vcpu, insn.size)
+            vcpu.engine.skip(insn.size)
             vcpu.send_ipi(value)
         elif value == new:
             _native(vcpu)
         else:
             engine.msr_write(index, value)
-            _skip(vcpu, insn.size)
+            vcpu.engine.skip(insn.size)
 
     if engine.cpl or not _msr_holds(index, new):
         vcpu.fault(_GENERAL_PROTECTION, 0)
@@ -215,12 +210,12 @@ def _cpuid(vcpu: Vcpu, insn: Instruction) -> None:
 
     def resume(action: Action | None, _: EventReplyData | None) -> None:
         if action is Action.CONTINUE:
-            _skip(vcpu, insn.size)
+            vcpu.engine.skip(insn.size)
 
     if vcpu.wants(EventKind.CPUID):
         vcpu.report(EventKind.CPUID, CpuidData(function, index, insn.size), resume)
     else:
-        _skip(vcpu, insn.size)
+        vcpu.engine.skip(insn.size)
 
 
 def _xsetbv(vcpu: Vcpu, _: Instruction) -> None:
@@ -258,7 +253,7 @@ def _rdrand(vcpu: Vcpu, insn: Instruction) -> None:
     kept = engine.get(name) & ~0xFFFF if bits == 16 else 0
     engine.set(name, kept | vcpu.random.getrandbits(bits))
     engine.set("rflags", engine.get("rflags") & ~_ARITHMETIC_FLAGS | _CARRY)
-    _skip(vcpu, insn.size)
+    vcpu.engine.skip(insn.size)
 
 
 def _whole_register(name: str) -> tuple[str, int]:
@@ -276,7 +271,7 @@ def _vmfunc(vcpu: Vcpu, insn: Instruction) -> None:
         vcpu.fault(_INVALID_OPCODE)
         return
     engine.view = view
-    _skip(vcpu, insn.size)
+    vcpu.engine.skip(insn.size)
 
 
 def _syscall(vcpu: Vcpu, _: Instruction) -> None:

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from policyc.emulator.allowance import allowed_commands, allowed_events
-from policyc.emulator.console import ConsoleError
+from policyc.emulator.console import ConsoleError, panic_of
 from policyc.emulator.greeting import hello_of
 from policyc.emulator.introspection import Introspection
 from policyc.emulator.link import Link
@@ -118,7 +118,7 @@ class Vmm:
         """Say that the kernel has panicked, once: the machine runs on, and can be looked at, until it is reset."""
         if self.panicked is None and (exception := self.machine.panicked) is not None:
             self.panicked = exception
-            self._out.say("panic", f"the guest's kernel panicked on exception {exception}", exception=exception)
+            self._out.say("panic", panic_of(exception), exception=exception)
 
     # --- the tool ---
 

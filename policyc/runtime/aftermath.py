@@ -55,9 +55,3 @@ class Aftermath:
         known = column in self.repeated
         self.repeated.add(column)
         return not known
-
-    def clear(self) -> None:
-        """The connection has ended."""
-        self.vcpus.clear()
-        self.repeated.clear()
-        self.told = False

@@ -27,7 +27,7 @@ from policyc.runtime.msr_watch import MsrWatch
 from policyc.runtime.procedure import Answer, Emit, Procedure, TimedOutError
 from policyc.runtime.records import StateRecord, VerdictRecord, delivered_json
 from policyc.runtime.single_step import switch_off
-from policyc.runtime.state import GUARDING, Phase, State
+from policyc.runtime.state import Phase, State
 from policyc.runtime.steps import (
     Leave,
     Output,
@@ -40,12 +40,12 @@ __all__ = ["on_event"]
 
 def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
     """Answer an event: at once where a look-up is enough, else as a procedure."""
-    # What no vCPU stands at, such as a VMM's wish to be let go, is never what somebody waits for.
-    at_vcpu = event.needs_reply
-    if at_vcpu and state.scheduler.forgotten.silent:
-        state.scheduler.forgotten.heard(event.vcpu)
-    offered = at_vcpu and state.scheduler.awaiting
-    if offered and state.scheduler.offer(event, now, out, judged=event.kind not in _OTHERS):
+    scheduler = state.scheduler
+    # What no vCPU stands at, such as a VMM's wish to be let go, tells of none, and is never what somebody waits for.
+    if scheduler.forgotten.silent and event.needs_reply:
+        scheduler.forgotten.heard(event.vcpu)
+    offered = scheduler.awaiting and event.needs_reply
+    if offered and scheduler.offer(event, now, out, judged=event.kind not in _OTHERS):
         return
     bound = state.bound
     if state.msr_watch is not None:
@@ -60,12 +60,23 @@ def on_event(state: State, now: float, event: Event, out: list[Output]) -> None:
             out.append(Reply(event, Action.CONTINUE))
             if verdict.would is not None:
                 verdict = under_ceiling(state, verdict)
-                thinned = state.thinner.admit(verdict.rules, now)
-                if thinned is not None:
-                    out.append(Write(VerdictRecord(event, verdict, "let through", thinned=thinned)))
+                _record(state, now, event, verdict, "let through", out)
             count(state, verdict)
             return
     _OTHERS.get(event.kind, _judge_event)(state, now, event, out)
+
+
+def _record(state: State, now: float, event: Event, verdict: Verdict, done: str, out: list[Output]) -> None:
+    """Write down what was done at once, as far as the rules' rate allows."""
+    thinned = state.thinner.admit(verdict.rules, now)
+    if thinned is not None:
+        out.append(Write(VerdictRecord(event, verdict, done, thinned=thinned)))
+
+
+def _take_up(state: State, now: float, event: Event, procedure: Procedure[None], out: list[Output]) -> None:
+    """Let a procedure answer an event; its vCPU stands still until then."""
+    state.scheduler.stand(event, now, out)
+    start(state, procedure, now, out)
 
 
 def _look_at_msrs(state: State, watch: MsrWatch, event: Event, out: list[Output]) -> None:
@@ -81,8 +92,7 @@ def _only_logs(effect: Effect) -> bool:
 
 
 def _judge_event(state: State, now: float, event: Event, out: list[Output]) -> None:
-    state.scheduler.stand(event, now, out)
-    start(state, judge(state, event), now, out)
+    _take_up(state, now, event, judge(state, event), out)
 
 
 def _on_standing_vcpu(state: State, now: float, event: Event, out: list[Output]) -> None:
@@ -100,22 +110,17 @@ def _on_standing_vcpu(state: State, now: float, event: Event, out: list[Output])
         state.stepping.deferred.append(event)
         scheduler.stand(event, now, out)
     else:
-        _welcome_vcpu(state, now, event, out)
-
-
-def _welcome_vcpu(state: State, now: float, event: Event, out: list[Output]) -> None:
-    """A vCPU before its first instruction: give it the plan's events, then let it run."""
-    state.scheduler.stand(event, now, out)
-    start(state, _guard(state, event), now, out)
+        _take_up(state, now, event, _guard(state, event), out)
 
 
 def _guard(state: State, event: Event) -> Procedure[None]:
-    if state.phase in GUARDING:
+    """A vCPU before its first instruction: give it the plan's events, then let it run."""
+    if state.is_guarding:
         try:
             refused = yield from guard_vcpu(state.plan, event.vcpu)
         except TimedOutError as error:
             refused = (str(error),)
-        if refused and state.phase in GUARDING:
+        if refused and state.is_guarding:
             fact = f"vCPU {event.vcpu} isn't guarded: {'; '.join(refused)}"
             state.degrade()
             yield Emit(StateRecord(Phase.DEGRADED.value, fact, "critical"))
@@ -138,8 +143,7 @@ def _on_trap(state: State, now: float, event: Event, out: list[Output]) -> None:
 def _on_unasked(state: State, now: float, event: Event, out: list[Output]) -> None:
     """An event that nobody switched on: let the vCPU go on, and say so."""
     if event.vcpu in state.stepping.left_on:
-        state.scheduler.stand(event, now, out)
-        start(state, _off_again(state, event), now, out)
+        _take_up(state, now, event, _off_again(state, event), out)
         return
     out.append(Reply(event, Action.CONTINUE))
     if event.vcpu in state.stepping.stepped:
@@ -160,9 +164,7 @@ def _on_unhook(state: State, now: float, event: Event, out: list[Output]) -> Non
     if isinstance(verdict, Verdict) and verdict.would is not None:
         verdict = under_ceiling(state, verdict)
         count(state, verdict)
-        thinned = state.thinner.admit(verdict.rules, now)
-        if thinned is not None:
-            out.append(Write(VerdictRecord(event, verdict, "let go", thinned=thinned)))
+        _record(state, now, event, verdict, "let go", out)
     on_leave(state, now, Leave("the VMM asks to be let go"), out)
 
 

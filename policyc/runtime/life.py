@@ -17,6 +17,7 @@ from policyc.kvmi import (
     ReplyData,
     TranslateGva,
 )
+from policyc.runtime.aftermath import Aftermath
 from policyc.runtime.arming import Armed, arm, disarm
 from policyc.runtime.bound import BoundPlan
 from policyc.runtime.frame_trials import Watch
@@ -28,7 +29,7 @@ from policyc.runtime.new_vcpus import watch_vcpus
 from policyc.runtime.procedure import Emit, Procedure, TimedOutError, ask
 from policyc.runtime.records import StateRecord
 from policyc.runtime.self_test import self_test
-from policyc.runtime.state import GUARDING, Phase, State, enter
+from policyc.runtime.state import Phase, State, enter
 from policyc.runtime.stepping_state import Stepping
 from policyc.runtime.steps import (
     Answered,
@@ -151,11 +152,11 @@ def _degrade(state: State) -> str:
 
 
 def _guarded(state: State) -> BoundPlan | None:
-    return state.bound if state.phase in GUARDING else None
+    return state.bound if state.is_guarding else None
 
 
 def _msrs_are_unreported(state: State, watch: MsrWatch) -> bool:
-    return state.msr_watch is watch and state.phase in GUARDING
+    return state.msr_watch is watch and state.is_guarding
 
 
 def on_answered(state: State, now: float, answered: Answered, out: list[Output]) -> None:
@@ -180,7 +181,7 @@ def on_time(state: State, now: float, passed: TimePassed, out: list[Output]) -> 
 def on_leave(state: State, now: float, leave: Leave, out: list[Output]) -> None:
     if state.phase is Phase.UNHOOKING:
         return
-    guarding = state.phase in GUARDING
+    guarding = state.is_guarding
     enter(state, Phase.UNHOOKING, leave.reason, out)
     if not guarding:
         state.scheduler.cancel()
@@ -204,10 +205,10 @@ def _let_go(state: State) -> Procedure[None]:
 
 
 def on_lost(state: State, now: float, lost: Lost, out: list[Output]) -> None:
-    protected = state.phase in GUARDING
+    protected = state.is_guarding
     state.scheduler.give_up(now, out)
     state.scheduler.cancel()
-    state.aftermath.clear()
+    state.aftermath = Aftermath()
     state.scheduler.standing.clear()
     state.guarded.clear()
     state.stepping = Stepping()

@@ -46,8 +46,8 @@ def keep_old_value(case: Examination, effect: Effect) -> Procedure[Done]:
 def pin_bits(case: Examination, effect: Effect) -> Procedure[Done]:
     """CONTINUE with the new value, the pinned bits as they were set before."""
     data = _register_write(case)
-    yield Answer(case.event, Action.CONTINUE, NewValue(data.new | (data.old & effect.argument)))
     pinned = data.old & effect.argument
+    yield Answer(case.event, Action.CONTINUE, NewValue(data.new | pinned))
     return Done(f"kept the bits {pinned:#x}" if pinned else "let through")
 
 

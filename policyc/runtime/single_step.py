@@ -34,6 +34,7 @@ from policyc.runtime.procedure import (
     Emit,
     Limit,
     Procedure,
+    Resume,
     TimedOutError,
     ask,
     ask_all,
@@ -43,7 +44,7 @@ from policyc.runtime.procedure import (
 )
 from policyc.runtime.reach import Piece, needed_rights, reach
 from policyc.runtime.records import StateRecord
-from policyc.runtime.standstill import let_go, stop_others
+from policyc.runtime.standstill import stop_others
 
 if TYPE_CHECKING:
     from policyc.runtime.state import State
@@ -107,7 +108,7 @@ def step_alone(state: State, event: Event) -> Procedure[Attempt]:
     except TimedOutError:
         attempt.came = Came.TOO_SLOW if attempt.on else Came.LATE
     yield from _restore(state, attempt)
-    yield from let_go()
+    yield Resume()
     now = yield from time_now()
     state.stepping.budget.spend(now, now - begun)
     yield Limit(None)

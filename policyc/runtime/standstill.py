@@ -12,9 +12,9 @@ from collections.abc import Collection
 from policyc.addresses import Gva
 from policyc.kvmi import ErrorCode, PauseVcpu, Refused, TranslateGva
 from policyc.runtime.arming import vcpu_count
-from policyc.runtime.procedure import Pause, Procedure, Resume, ask_all, stop_at_events
+from policyc.runtime.procedure import Pause, Procedure, ask_all, stop_at_events
 
-__all__ = ["let_go", "stop_others"]
+__all__ = ["stop_others"]
 
 
 def stop_others(vcpu: int) -> Procedure[bool]:
@@ -35,11 +35,6 @@ def stop_others(vcpu: int) -> Procedure[bool]:
     yield Pause(standing | started)
     # Another one may have been started while these still ran.
     return not (yield from _started(others - standing - started))
-
-
-def let_go() -> Procedure[None]:
-    """Let everyone go on who stands still."""
-    yield Resume()
 
 
 def _started(vcpus: Collection[int]) -> Procedure[frozenset[int]]:
