@@ -6,7 +6,7 @@ import pytest
 
 from policyc.addresses import Gva
 from policyc.catalog import LEGALITY, Column, EffectKind
-from policyc.kvmi import V7, V12, Action, CrData, Dialect, EventKind, NewValue, PageAccess, PfData, XsetbvData
+from policyc.kvmi import V12, Action, CrData, Dialect, EventKind, NewValue, PageAccess, PfData, XsetbvData
 from policyc.plan.model import Effect
 from policyc.runtime.aftermath import AFTER_CRASH, Aftermath
 from policyc.runtime.records import StateRecord, VerdictRecord
@@ -27,12 +27,6 @@ HERE = 0xFFFFFFFFC0401000
 WRITE = PfData(Gva(CODE + SLIDE), gpa_of(CODE), PageAccess.W)
 CRASHED = EventAnswer(Action.CRASH, None)
 TEXT = "text: crash write to kernel .text"
-
-
-@pytest.fixture(params=[V7, V12], ids=lambda dialect: dialect.name)
-def dialect(request: pytest.FixtureRequest) -> Dialect:
-    found: Dialect = request.param
-    return found
 
 
 def armed(dialect: Dialect, *texts: str) -> Conversation:

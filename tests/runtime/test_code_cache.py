@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from policyc.addresses import Gfn, Gpa, Gva, gfn_of
 from policyc.kvmi import (
-    V7,
-    V12,
     Action,
     Command,
     CpuMode,
@@ -40,12 +36,6 @@ STORE_8 = bytes.fromhex("488903")  # mov [rbx], rax
 STORE_1 = bytes.fromhex("8803")  # mov [rbx], al
 
 LONG = CpuMode.LONG
-
-
-@pytest.fixture(params=[V7, V12], ids=lambda dialect: dialect.name)
-def dialect(request: pytest.FixtureRequest) -> Dialect:
-    found: Dialect = request.param
-    return found
 
 
 def armed(dialect: Dialect, *texts: str) -> Conversation:

@@ -50,13 +50,6 @@ FRAME_SET = Gfn((IMAGE_GPA >> 12) + BIT_SET)
 FRAME_CLEAR = Gfn((IMAGE_GPA >> 12) + BIT_CLEAR)
 
 
-@pytest.fixture(params=[V7, V12], ids=str)
-def dialect(request: pytest.FixtureRequest) -> Dialect:
-    found = request.param
-    assert isinstance(found, Dialect)
-    return found
-
-
 def probed(peer: Patient) -> tuple[ProbeResult, Chart]:
     """What the test brought; whatever it was, nothing is left behind."""
     consultation = Consultation(peer, is_probed=True)

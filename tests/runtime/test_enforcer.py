@@ -67,12 +67,6 @@ SKIPPED = EventAnswer(Action.RETRY, None)
 LET_PASS = EventAnswer(Action.CONTINUE, None)
 
 
-@pytest.fixture(params=[V7, V12], ids=lambda dialect: dialect.name)
-def dialect(request: pytest.FixtureRequest) -> Dialect:
-    found: Dialect = request.param
-    return found
-
-
 def armed(dialect: Dialect, *texts: str) -> Conversation:
     """A conversation with a guest that is armed, with a module's page of code mapped."""
     talk = Conversation(compile_plan("\n".join(texts)), ScriptedKernel(dialect))

@@ -39,12 +39,6 @@ STACKS = {"rsp0": 4, "rsp2": 20, "ist1": 36, "ist7": 84}
 """Where a 64-bit task state segment names them."""
 
 
-@pytest.fixture(params=[V7, V12], ids=lambda dialect: dialect.name)
-def dialect(request: pytest.FixtureRequest) -> Dialect:
-    found: Dialect = request.param
-    return found
-
-
 def task_state(talk: Conversation) -> Gfn:
     """The frame that holds the task state segment."""
     found = talk.peer.memory.translate(AddressSpace(talk.peer.root), Gva(TSS_GVA))

@@ -6,8 +6,6 @@ import pytest
 
 from policyc.addresses import Gva
 from policyc.kvmi import (
-    V7,
-    V12,
     Action,
     Command,
     CrData,
@@ -45,12 +43,6 @@ WRITE = PfData(Gva(CODE + SLIDE), gpa_of(CODE), PageAccess.W)
 
 AGAIN = EventAnswer(Action.RETRY, None)
 GOES_ON = EventAnswer(Action.CONTINUE, None)
-
-
-@pytest.fixture(params=[V7, V12], ids=lambda dialect: dialect.name)
-def dialect(request: pytest.FixtureRequest) -> Dialect:
-    found: Dialect = request.param
-    return found
 
 
 def armed(dialect: Dialect, *texts: str, vcpus: int = 1) -> Conversation:

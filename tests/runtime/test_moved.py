@@ -6,7 +6,6 @@ import pytest
 
 from policyc.addresses import PAGE_SIZE, Gpa, Gva, gfn_of
 from policyc.kvmi import (
-    V7,
     V12,
     Action,
     Command,
@@ -75,12 +74,6 @@ class Module:
 
     def moves(self) -> list[StateRecord]:
         return [r for r in self.talk.records if isinstance(r, StateRecord) and "mapped guarded" in r.fact]
-
-
-@pytest.fixture(params=[V7, V12], ids=lambda dialect: dialect.name)
-def dialect(request: pytest.FixtureRequest) -> Dialect:
-    found: Dialect = request.param
-    return found
 
 
 def test_denial__stands_while_the_address_leads_there(dialect: Dialect) -> None:

@@ -14,12 +14,6 @@ from tests.support.guarded_machine import GuardedMachine
 RUNS_ON = "vCPU 0 runs on after CRASH: what would stop the guest is kept from happening from now on"
 
 
-@pytest.fixture(params=[V7, V12], ids=lambda dialect: dialect.name)
-def dialect(request: pytest.FixtureRequest) -> Dialect:
-    found: Dialect = request.param
-    return found
-
-
 def ticks(guest: GuardedMachine) -> bool:
     """Whether the guest lives on."""
     before = guest.machine.read_int("jiffies")

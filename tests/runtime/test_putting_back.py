@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from policyc.addresses import Gpa, Gva, gfn_of
 from policyc.catalog import Access
 from policyc.guest.paging import AddressSpace
 from policyc.kvmi import (
-    V7,
-    V12,
     Action,
     Command,
     ControlSinglestep,
@@ -54,12 +50,6 @@ def frame_of(talk: Conversation, gva: int) -> Gpa:
     found = talk.peer.memory.translate(AddressSpace(talk.peer.root), Gva(gva))
     assert found is not None
     return found[0]
-
-
-@pytest.fixture(params=[V7, V12], ids=lambda dialect: dialect.name)
-def dialect(request: pytest.FixtureRequest) -> Dialect:
-    found: Dialect = request.param
-    return found
 
 
 def refuse_once(stuck: Stuck, kind: type[Command], *, off: bool = False) -> None:

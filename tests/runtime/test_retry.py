@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policyc.addresses import Gva
-from policyc.kvmi import V7, V12, Action, BreakpointData, Dialect, EventKind, PageAccess, PfData, TrapData
+from policyc.kvmi import V12, Action, BreakpointData, Dialect, EventKind, PageAccess, PfData, TrapData
 from policyc.runtime.records import VerdictRecord
 from policyc.runtime.state import Phase
 from tests.support.audit_schema import check_records
@@ -19,12 +19,6 @@ HERE, THERE = 0xFFFFFFFFC0401000, 0xFFFFFFFFC0402000
 
 RETRY, CONTINUE = Action.RETRY, Action.CONTINUE
 AGAIN, INJECTED = "had the guest try again", "injected exception 13"
-
-
-@pytest.fixture(params=[V7, V12], ids=lambda dialect: dialect.name)
-def dialect(request: pytest.FixtureRequest) -> Dialect:
-    found: Dialect = request.param
-    return found
 
 
 def armed(dialect: Dialect, *texts: str, vcpus: int = 1) -> Conversation:

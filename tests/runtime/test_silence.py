@@ -9,7 +9,6 @@ import pytest
 
 from policyc.catalog import Access
 from policyc.kvmi import (
-    V7,
     V12,
     Action,
     Command,
@@ -43,12 +42,6 @@ from tests.support.stepping_talk import Stuck, facts, guarded, moves
 DENY_OBJECT = "object: deny write to kernel:guarded_object"
 COLLATERAL = IMAGE_BASE + 0x6800
 EXCHANGE = "f0480fc70c25" + ((COLLATERAL + SLIDE) & 0xFFFF_FFFF).to_bytes(4, "little").hex()
-
-
-@pytest.fixture(params=[V7, V12], ids=lambda dialect: dialect.name)
-def dialect(request: pytest.FixtureRequest) -> Dialect:
-    found: Dialect = request.param
-    return found
 
 
 def between_init_and_sipi(command: Command) -> Result:

@@ -7,8 +7,6 @@ import pytest
 from policyc.addresses import Gva, gfn_of
 from policyc.catalog import Access
 from policyc.kvmi import (
-    V7,
-    V12,
     Action,
     Command,
     ControlEvents,
@@ -63,12 +61,6 @@ def vector(link_address: int) -> str:
 
 def state_save(link_address: int) -> str:
     return absolute("0fae2425", link_address)  # xsave, of a size that nobody says
-
-
-@pytest.fixture(params=[V7, V12], ids=lambda dialect: dialect.name)
-def dialect(request: pytest.FixtureRequest) -> Dialect:
-    found: Dialect = request.param
-    return found
 
 
 def override(stuck: Stuck, kind: type[Command], result: Result) -> None:

@@ -34,12 +34,6 @@ INSTRUCTIONS = {
 READ_EXECUTE = 5
 
 
-@pytest.fixture(params=[V7, V12], ids=lambda dialect: dialect.name)
-def dialect(request: pytest.FixtureRequest) -> Dialect:
-    found: Dialect = request.param
-    return found
-
-
 def place(guest: EnforcedMachine, name: str) -> None:
     """Put an instruction into the routine, and something into its operand that no register holds."""
     guest.patch("attack_cmpxchg16b", EXCHANGE, INSTRUCTIONS[name])
