@@ -10,7 +10,6 @@ from typing import Protocol
 from policyc.addresses import GVA_UNKNOWN, PAGE_SIZE, Gpa, Gva, gfn_of
 from policyc.guest.profile import Profile
 from policyc.kvmi import (
-    NEED_DATA,
     Command,
     ControlEvents,
     Dialect,
@@ -27,30 +26,24 @@ from policyc.kvmi import (
     PfData,
     RemoteProtocolError,
     ReplyData,
-    Status,
     ToolConnection,
     VcpuGetInfo,
     VcpuGetInfoReply,
 )
-from policyc.kvmi import Reply as CommandReply
 from policyc.kvmi.handshake import encode_hello
 from policyc.runtime.doctor import Checkup, conclude, step
 from policyc.runtime.doctor_chart import Chart
 from policyc.runtime.frame_trials import Watch
 from policyc.runtime.steps import (
-    Answered,
     Connected,
-    Disconnect,
-    GreetVmm,
     Input,
     Lost,
     Output,
-    Reply,
-    Send,
     TimePassed,
 )
 from tests.support.guest_memory import NX, PRESENT, WRITABLE
 from tests.support.scripted_kernel import IMAGE_BASE, IMAGE_GPA, ScriptedKernel
+from tests.support.tool_side import ToolSide
 
 __all__ = ["BIT_CLEAR", "BIT_SET", "CPUS", "Consultation", "OldSeries", "Patient", "cpuid_of", "patient"]
 
@@ -236,12 +229,11 @@ class Speaker(Protocol):
 
 
 @dataclass
-class Consultation:
+class Consultation(ToolSide):
     """An examination of a scripted kernel.
 
     Attributes:
         is_late: whether the kernel answers when the patience for its answers is almost at an end.
-        disconnected: why the examination closed, if it did.
         fault: how the peer broke the protocol, if it did.
     """
 
@@ -250,12 +242,10 @@ class Consultation:
     is_probed: bool = False
     is_late: bool = False
     now: float = 100.0
-    disconnected: str | None = None
 
     def __post_init__(self) -> None:
         self.checkup = Checkup(self.profile, Watch() if self.is_probed else None)
-        self.tool = ToolConnection()
-        self._tickets: dict[int, int] = {}
+        self._begin(ToolConnection())
         self.fault: RemoteProtocolError | None = None
         self.feed(Connected())
 
@@ -268,12 +258,12 @@ class Consultation:
 
     def end(self, reason: str = "the peer closed the connection") -> Chart:
         """The connection is over."""
-        self._carry_out(step(self.checkup, self.now, Lost(reason)))
+        self._take(Lost(reason))
         return conclude(self.checkup, self.disconnected or reason, self.fault)
 
     def feed(self, input: Input) -> None:
         """Hand the examination something that doesn't come over the wire, then talk."""
-        self._carry_out(step(self.checkup, self.now, input))
+        self._take(input)
         self.talk()
 
     def pass_time(self, seconds: float) -> None:
@@ -309,26 +299,13 @@ class Consultation:
 
     def tool_reads(self, data: bytes) -> None:
         """Hand the examination what the other side sent."""
-        self.tool.receive_data(data)
         try:
-            while (event := self.tool.next_event()) is not NEED_DATA:
-                assert not isinstance(event, Status)
-                if isinstance(event, CommandReply):
-                    ticket = self._tickets.pop(event.seq)
-                    self._carry_out(step(self.checkup, self.now, Answered(ticket, event.result)))
-                else:
-                    self._carry_out(step(self.checkup, self.now, event))
+            self._tool_reads(data)
         except RemoteProtocolError as error:
             self.fault = error
 
-    def _carry_out(self, outputs: list[Output]) -> None:
-        for output in outputs:
-            match output:
-                case Reply(event, action, data):
-                    self.tool.reply(event, action, data)
-                case Send(ticket, command):
-                    self._tickets[self.tool.send(command)] = ticket
-                case GreetVmm():
-                    self.tool.answer_hello()
-                case Disconnect(reason):
-                    self.disconnected = self.disconnected or reason
+    def _step(self, input: Input) -> list[Output]:
+        return step(self.checkup, self.now, input)
+
+    def _close(self, reason: str) -> None:
+        self.disconnected = self.disconnected or reason

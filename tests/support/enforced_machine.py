@@ -10,33 +10,26 @@ from policyc.emulator.image import small_system_map
 from policyc.emulator.introspection import Introspection
 from policyc.emulator.routines import ROUTINES, RoutineResult, Run
 from policyc.emulator.small_machine import SmallMachine
-from policyc.kvmi import V12, Dialect, Hello, HelloForm, Status, ToolConnection
-from policyc.kvmi import Reply as CommandReply
+from policyc.kvmi import V12, Dialect, Hello, HelloForm, ToolConnection
 from policyc.runtime.enforcer import step
-from policyc.runtime.records import Record
 from policyc.runtime.state import State
 from policyc.runtime.steps import (
-    Answered,
     Connected,
-    Disconnect,
-    GreetVmm,
     Input,
     Lost,
     Output,
-    Reply,
-    Send,
     TimePassed,
-    Write,
 )
 from tests.support.audit_schema import check_records
 from tests.support.scripted_kernel import compile_plan
+from tests.support.tool_side import ToolSide
 
 __all__ = ["EnforcedMachine"]
 
 UUID = bytes(range(16))
 
 
-class EnforcedMachine:
+class EnforcedMachine(ToolSide):
     """A small guest that is armed with a policy.
 
     Attributes:
@@ -55,9 +48,7 @@ class EnforcedMachine:
         )
         self.session = Introspection(self.machine, dialect, hello)
         self.state = State(compile_plan(policy, system_map=small_system_map().encode()))
-        self.records: list[Record] = []
-        self._wire = ToolConnection()
-        self._tickets: dict[int, int] = {}
+        self._begin(ToolConnection())
         self._now = 0.0
         self.feed(Connected())
         assert self.state.is_guarding, self.state.outcome
@@ -65,7 +56,7 @@ class EnforcedMachine:
 
     def feed(self, input: Input) -> None:
         """Hand the enforcer something, and run everything until nobody has anything to do."""
-        self._carry_out(step(self.state, self._now, input))
+        self._take(input)
         while self._exchange():
             self.machine.run_until_idle()
 
@@ -107,36 +98,22 @@ class EnforcedMachine:
 
     def hang_up(self) -> None:
         """End the connection."""
-        self._carry_out(step(self.state, self._now, Lost("the test is over")))
+        self._take(Lost("the test is over"))
         self.session.receive(b"")
 
+    def _step(self, input: Input) -> list[Output]:
+        return step(self.state, self._now, input)
+
+    def _close(self, reason: str) -> None:
+        raise AssertionError(reason)
+
     def _exchange(self) -> bool:
-        said = self._wire.data_to_send()
+        said = self.tool.data_to_send()
         for data in said:
             self.session.receive(data)
         self.machine.run_until_idle()
         answer = self.session.outgoing()
         if answer:
-            self._wire.receive_data(answer)
-            while not isinstance(event := self._wire.next_event(), Status):
-                if isinstance(event, CommandReply):
-                    self._carry_out(step(self.state, self._now, Answered(self._tickets.pop(event.seq), event.result)))
-                else:
-                    self._carry_out(step(self.state, self._now, event))
+            self._tool_reads(answer)
+        assert not self.told, "nobody has asked for anything"
         return bool(said or answer)
-
-    def _carry_out(self, outputs: list[Output]) -> None:
-        for output in outputs:
-            match output:
-                case Reply(event, action, data):
-                    self._wire.reply(event, action, data)
-                case Send(ticket, command):
-                    self._tickets[self._wire.send(command)] = ticket
-                case GreetVmm():
-                    self._wire.answer_hello()
-                case Write(record):
-                    self.records.append(record)
-                case Disconnect(reason):
-                    raise AssertionError(reason)
-                case other:
-                    raise AssertionError(f"nobody asked for {other}")

@@ -17,14 +17,14 @@ from policyc.diagnostics import Source
 from policyc.emulator.image import small_system_map
 from policyc.emulator.introspection import Introspection
 from policyc.guest.readers import build_profile
-from policyc.kvmi import V12, Command, Dialect, Hello, HelloForm, Status, ToolConnection
-from policyc.kvmi import Reply as CommandReply
+from policyc.kvmi import V12, Command, Dialect, Hello, HelloForm, ToolConnection
 from policyc.plan.model import Plan
 from policyc.runtime.enforcer import step
-from policyc.runtime.records import Record, VerdictRecord
+from policyc.runtime.records import VerdictRecord
 from policyc.runtime.state import GUARDING, State
-from policyc.runtime.steps import Answered, Connected, GreetVmm, Input, Output, Reply, Send, TimePassed, Write
+from policyc.runtime.steps import Connected, Input, Output, TimePassed
 from tests.support.laboratory import POLICY, RAM, SLOT, SLOTS, Laboratory, Outcome
+from tests.support.tool_side import ToolSide
 
 __all__ = ["Guarded", "StuckError"]
 
@@ -39,7 +39,7 @@ class StuckError(AssertionError):
     """The guest made no end: every answer brought the next event."""
 
 
-class Guarded:
+class Guarded(ToolSide):
     """The machine that the enforcer guards, armed.
 
     Attributes:
@@ -60,10 +60,8 @@ class Guarded:
         )
         self.session = Introspection(self.lab.machine, dialect, hello)
         self.state = State(_compiled(policy))
-        self.records: list[Record] = []
         self.meanwhile: Callable[[Command], None] = lambda command: None
-        self._wire = ToolConnection()
-        self._tickets: dict[int, int] = {}
+        self._begin(ToolConnection())
         self._slots = iter(range(SLOTS))
         self.now = 100.0
         self.feed(Connected())
@@ -139,34 +137,23 @@ class Guarded:
 
     def feed(self, input: Input) -> None:
         """Hand the enforcer something that doesn't come over the wire."""
-        self._carry_out(step(self.state, self.now, input))
+        self._take(input)
+
+    def _step(self, input: Input) -> list[Output]:
+        return step(self.state, self.now, input)
 
     def _exchange(self) -> bool:
-        said = b"".join(self._wire.data_to_send())
+        said = b"".join(self.tool.data_to_send())
         if said:
             self.session.receive(said)
         answer = self.session.outgoing()
         if answer:
-            self._wire.receive_data(answer)
-            while not isinstance(event := self._wire.next_event(), Status):
-                if isinstance(event, CommandReply):
-                    self.feed(Answered(self._tickets.pop(event.seq), event.result))
-                else:
-                    self.feed(event)
+            self._tool_reads(answer)
         return bool(said or answer)
 
-    def _carry_out(self, outputs: list[Output]) -> None:
-        for output in outputs:
-            match output:
-                case Reply(event, action, data):
-                    self._wire.reply(event, action, data)
-                case Send(ticket, command):
-                    self.meanwhile(command)
-                    self._tickets[self._wire.send(command)] = ticket
-                case GreetVmm():
-                    self._wire.answer_hello()
-                case Write(record):
-                    self.records.append(record)
+    def _send(self, ticket: int, command: Command) -> None:
+        self.meanwhile(command)
+        super()._send(ticket, command)
 
 
 @lru_cache

@@ -14,13 +14,13 @@ from policyc.emulator.introspection import Introspection
 from policyc.emulator.routines import ROUTINES, RoutineResult, Run
 from policyc.emulator.small_machine import SmallMachine
 from policyc.guest.readers import build_profile
-from policyc.kvmi import Dialect, Event, Hello, HelloForm, Status, ToolConnection
-from policyc.kvmi import Reply as CommandReply
+from policyc.kvmi import Dialect, Event, Hello, HelloForm, ToolConnection
 from policyc.runtime.enforcer import step
-from policyc.runtime.records import JsonObject, Record, StateRecord, VerdictRecord
+from policyc.runtime.records import JsonObject, StateRecord, VerdictRecord
 from policyc.runtime.state import Phase, State
-from policyc.runtime.steps import Answered, Connected, Disconnect, GreetVmm, Input, Output, Reply, Send, Write
+from policyc.runtime.steps import Connected, Input, Output
 from tests.support.audit_schema import check_records
+from tests.support.tool_side import Heard, ToolSide
 
 __all__ = ["GuardedMachine"]
 
@@ -28,7 +28,7 @@ MAX_TURNS = 2000
 """Exchanges after which a guest that never comes to rest fails its test."""
 
 
-class GuardedMachine:
+class GuardedMachine(ToolSide):
     """A small guest that a policy is enforced on.
 
     Attributes:
@@ -47,11 +47,8 @@ class GuardedMachine:
         self.session = Introspection(self.machine, dialect, hello, quirks=quirks)
         self.state = State(result.plan)
         self.events: list[Event] = []
-        self.records: list[Record] = []
-        self.disconnected: str | None = None
         self._now = 100.0
-        self._tool = ToolConnection()
-        self._tickets: dict[int, int] = {}
+        self._begin(ToolConnection())
         self.feed(Connected())
         assert self.state.phase is Phase.ARMED, self.records
         self.events.clear()
@@ -72,7 +69,7 @@ class GuardedMachine:
 
     def feed(self, input: Input) -> None:
         """Hand the enforcer something that doesn't come over the wire."""
-        self._carry_out(step(self.state, self._now, input))
+        self._take(input)
         self.pump()
 
     def pump(self) -> None:
@@ -102,32 +99,19 @@ class GuardedMachine:
 
     def turn(self) -> bool:
         """One exchange; whether anything was said."""
-        said = self._tool.data_to_send()
+        said = self.tool.data_to_send()
         for data in said:
             self.session.receive(data)
         self.machine.run_until_idle()
         heard = self.session.outgoing()
         if heard:
-            self._tool.receive_data(heard)
-            while not isinstance(event := self._tool.next_event(), Status):
-                if isinstance(event, CommandReply):
-                    self._carry_out(step(self.state, self._now, Answered(self._tickets.pop(event.seq), event.result)))
-                else:
-                    if isinstance(event, Event):
-                        self.events.append(event)
-                    self._carry_out(step(self.state, self._now, event))
+            self._tool_reads(heard)
         return bool(said or heard)
 
-    def _carry_out(self, outputs: list[Output]) -> None:
-        for output in outputs:
-            match output:
-                case Reply(event, action, data):
-                    self._tool.reply(event, action, data)
-                case Send(ticket, command):
-                    self._tickets[self._tool.send(command)] = ticket
-                case GreetVmm():
-                    self._tool.answer_hello()
-                case Write(record):
-                    self.records.append(record)
-                case Disconnect(reason):
-                    self.disconnected = reason
+    def _step(self, input: Input) -> list[Output]:
+        return step(self.state, self._now, input)
+
+    def _on_heard(self, event: Heard) -> None:
+        if isinstance(event, Event):
+            self.events.append(event)
+        super()._on_heard(event)

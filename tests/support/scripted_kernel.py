@@ -52,7 +52,6 @@ from policyc.kvmi import (
     ReplyData,
     Segment,
     SetPageAccess,
-    Status,
     SystemRegisters,
     ToolConnection,
     TranslateGva,
@@ -61,27 +60,19 @@ from policyc.kvmi import (
     VcpuState,
     page_entries,
 )
-from policyc.kvmi import Reply as CommandReply
 from policyc.plan.model import Plan
 from policyc.runtime.enforcer import step
 from policyc.runtime.locate import ArmingOptions
-from policyc.runtime.records import Record
 from policyc.runtime.state import State
 from policyc.runtime.steps import (
-    Answered,
     Connected,
-    Disconnect,
-    GreetVmm,
     Input,
     Lost,
     Output,
-    Reply,
-    Send,
     TimePassed,
-    Told,
-    Write,
 )
 from tests.support.guest_memory import GuestMemory
+from tests.support.tool_side import ToolSide
 
 __all__ = [
     "IMAGE_BASE",
@@ -336,30 +327,26 @@ class ScriptedKernel:
 
 
 @dataclass
-class Conversation:
+class Conversation(ToolSide):
     """The enforcer and the scripted kernel, talking until both have nothing more to say.
 
     Attributes:
         peer: the kernel.
         arming: the operator's options.
-        records: what the enforcer wrote down.
-        told: what came of inquiries.
-        disconnected: why the enforcer closed, if it did.
     """
 
     plan: Plan
     peer: ScriptedKernel
     arming: ArmingOptions = QUIET
     now: float = 100.0
-    records: list[Record] = field(default_factory=list)
-    told: list[Told] = field(default_factory=list)
-    disconnected: str | None = None
 
     def __post_init__(self) -> None:
         self.state = State(self.plan, arming=self.arming)
-        self.tool = ToolConnection(execute_only=True)
-        self._tickets: dict[int, int] = {}
-        step(self.state, self.now, Connected())
+        self._begin(ToolConnection(execute_only=True))
+        self._step(Connected())
+
+    def _step(self, input: Input) -> list[Output]:
+        return step(self.state, self.now, input)
 
     # --- what a test does ---
 
@@ -380,7 +367,7 @@ class Conversation:
 
     def feed(self, input: Input) -> None:
         """Hand the enforcer something that doesn't come over the wire, then talk."""
-        self._carry_out(step(self.state, self.now, input))
+        self._take(input)
         self.talk()
 
     def pass_time(self, seconds: float) -> None:
@@ -393,7 +380,7 @@ class Conversation:
 
     def hang_up(self) -> None:
         """The peer is gone."""
-        self._carry_out(step(self.state, self.now, Lost("the peer closed the connection")))
+        self._take(Lost("the peer closed the connection"))
 
     def phases(self) -> list[str]:
         """The states that were recorded, in order."""
@@ -412,29 +399,3 @@ class Conversation:
                 self.peer.kernel_reads(to_kernel)
             if not to_tool and not to_kernel:
                 return
-
-    def _tool_reads(self, data: bytes) -> None:
-        self.tool.receive_data(data)
-        while (event := self.tool.next_event()) is not NEED_DATA:
-            assert not isinstance(event, Status)
-            if isinstance(event, CommandReply):
-                ticket = self._tickets.pop(event.seq)
-                self._carry_out(step(self.state, self.now, Answered(ticket, event.result)))
-            else:
-                self._carry_out(step(self.state, self.now, event))
-
-    def _carry_out(self, outputs: list[Output]) -> None:
-        for output in outputs:
-            match output:
-                case Reply(event, action, data):
-                    self.tool.reply(event, action, data)
-                case Send(ticket, command):
-                    self._tickets[self.tool.send(command)] = ticket
-                case GreetVmm():
-                    self.tool.answer_hello()
-                case Write(record):
-                    self.records.append(record)
-                case Told():
-                    self.told.append(output)
-                case Disconnect(reason):
-                    self.disconnected = reason

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
 
-from policyc.kvmi import NEED_DATA, Event, Registers, Status
+from policyc.kvmi import Event, Registers
 from policyc.kvmi import Reply as CommandReply
 from policyc.kvmi.framing import HEADER, HEADER_SIZE
 from policyc.plan.model import Plan
-from policyc.runtime.enforcer import step
-from policyc.runtime.steps import Answered, Disconnect, Output, Reply, Send, Write
+from policyc.runtime.steps import Disconnect, Output, Reply, Send, Write
 from tests.support.scripted_kernel import Conversation, ScriptedKernel
+from tests.support.tool_side import Heard
 
 __all__ = ["Recorder", "RecordingKernel", "shortened"]
 
@@ -72,15 +72,13 @@ class Recorder(Conversation):
 
     def _tool_reads(self, data: bytes) -> None:
         for message in _messages(data):
-            self.tool.receive_data(message)
-            while (event := self.tool.next_event()) is not NEED_DATA:
-                assert not isinstance(event, Status)
-                told = event.result if isinstance(event, CommandReply) else event
-                self._note(f"< {_described(told)}\n  {shortened(message)}")
-                if isinstance(event, CommandReply):
-                    self._carry_out(step(self.state, self.now, Answered(self._tickets.pop(event.seq), event.result)))
-                else:
-                    self._carry_out(step(self.state, self.now, event))
+            self._message = message
+            super()._tool_reads(message)
+
+    def _on_heard(self, event: Heard) -> None:
+        told = event.result if isinstance(event, CommandReply) else event
+        self._note(f"< {_described(told)}\n  {shortened(self._message)}")
+        super()._on_heard(event)
 
     def _carry_out(self, outputs: list[Output]) -> None:
         for output in outputs:
