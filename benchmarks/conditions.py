@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.amounts import parser_for
+from benchmarks.spread import spread
 from policyc.addresses import Gva
 from policyc.kvmi import (
     V7,
@@ -155,11 +155,7 @@ def main() -> None:
         print(f"{name}: {case.policy}")
         summary[name] = {
             "microseconds": round(min(ours for ours, _ in pairs) * 1e6, 2),
-            "vs_by_hand": {
-                "median": round(statistics.median(ratios), 2),
-                "min": round(min(ratios), 2),
-                "max": round(max(ratios), 2),
-            },
+            "vs_by_hand": spread(ratios, digits=2),
         }
     print(json.dumps(summary))
 

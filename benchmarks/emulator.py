@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import socket
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.amounts import parser_for
+from benchmarks.spread import spread
 from policyc.addresses import Gpa
 from policyc.emulator.introspection import Introspection
 from policyc.emulator.small_machine import SmallMachine
@@ -155,15 +155,7 @@ def main() -> None:
         figures.append(f"instructions {free / 1e6:5.1f} M/s, guarded {guarded / 1e6:5.1f} M/s")
         figures.append(f"start {start_seconds(5) * 1000:5.1f} ms")
         print(f"round {number + 1}: " + "  ".join(figures))
-    summary = {
-        name: {
-            "median": round(statistics.median(values), 3),
-            "min": round(min(values), 3),
-            "max": round(max(values), 3),
-        }
-        for name, values in ratios.items()
-    }
-    print(json.dumps(summary))
+    print(json.dumps({name: spread(values) for name, values in ratios.items()}))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Start-up is from the folder to the first instruction, by the clock on the wall. 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -21,12 +20,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.amounts import parser_for
+from benchmarks.spread import spread
 from policyc.addresses import PAGE_SIZE, gfn_of
 from policyc.emulator.linux.machine import TICK_NS, LinuxMachine
 from policyc.emulator.linux.snapshot import Snapshot, load_snapshot
 from policyc.emulator.vcpu import Vcpu
 from policyc.emulator.walk import FETCH, READ
 from policyc.kvmi import EventData, EventKind
+from tests.support.linux_ticks import let_run
 
 SECTIONS = (("_text", "_etext"), ("__start_rodata", "__end_rodata"))
 """First symbol and last symbol; rodata stays executable, since the vDSO lies in it."""
@@ -80,15 +81,6 @@ def busy_machine(snapshot: Snapshot, *, guarded: bool) -> tuple[LinuxMachine, in
     return machine, len(machine.memory.rights)
 
 
-def let_run(machine: LinuxMachine, ticks: int) -> None:
-    """Ticks, each with all the work that it brings."""
-    for _ in range(ticks):
-        machine.tick()
-        end = machine.now + machine.tick_ns
-        while not machine.idle and machine.now < end:
-            machine.run()
-
-
 def seconds(machine: LinuxMachine, ticks: int) -> float:
     """How many seconds of the processor so many ticks take: others on it don't count."""
     begin = time.process_time()
@@ -123,18 +115,7 @@ def main() -> None:
             f" {watched:6.2f} s"
         )
     columns = {"guarded_vs_alone": guarded_vs_alone, "guest_time_vs_processor_time": processor_time}
-    print(
-        json.dumps(
-            {
-                name: {
-                    "median": round(statistics.median(values), 3),
-                    "min": round(min(values), 3),
-                    "max": round(max(values), 3),
-                }
-                for name, values in columns.items()
-            }
-        )
-    )
+    print(json.dumps({name: spread(values) for name, values in columns.items()}))
 
 
 if __name__ == "__main__":

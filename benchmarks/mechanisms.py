@@ -15,7 +15,6 @@ move with the machine.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from pathlib import Path
 
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.amounts import parser_for
 from benchmarks.exchange import TEXT_POKE, Kind, Part, played_seconds, recorded
 from benchmarks.kernel_process import bare_rate, guarded_seconds
+from benchmarks.spread import spread
 from tests.support.scripted_kernel import IMAGE_BASE, SLIDE, compile_plan
 
 POLICY = """
@@ -68,9 +68,7 @@ def main() -> None:
         print(flush=True)
     summary: dict[str, object] = {
         f"{name.replace(' ', '_')}_vs_bare": {
-            "median": round(statistics.median(values), 3),
-            "min": round(min(values), 3),
-            "max": round(max(values), 3),
+            **spread(values),
             "round_trips": sum(not part.by_kernel for part in conversations[name]),
         }
         for name, values in ratios.items()

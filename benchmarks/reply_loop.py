@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import json
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.amounts import parser_for
 from benchmarks.exchange import WARM, Kind, played_seconds, recorded
 from benchmarks.kernel_process import Peer, bare_rate, guarded_seconds
+from benchmarks.spread import spread
 from tests.support.scripted_kernel import IMAGE_BASE, compile_plan
 
 POLICY = "deny write to kernel .text\ndeny write to kernel:guarded_object"
@@ -66,15 +66,7 @@ def main() -> None:
         ratios["collateral"].append(collateral / bare)
         ratios["denied"].append(denied / bare)
         print(f"round {number + 1}: bare {bare:8.0f}/s  collateral {collateral:8.0f}/s  denied {denied:8.0f}/s")
-    summary = {
-        f"{name}_vs_bare": {
-            "median": round(statistics.median(values), 3),
-            "min": round(min(values), 3),
-            "max": round(max(values), 3),
-        }
-        for name, values in ratios.items()
-    }
-    print(json.dumps(summary))
+    print(json.dumps({f"{name}_vs_bare": spread(values) for name, values in ratios.items()}))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ BENCHMARKS: dict[ModuleType, Callable[[], list[str]]] = {
 }
 """What each is given besides the amount of work."""
 
-HELPERS = {"amounts", "exchange", "kernel_process"}
+HELPERS = {"amounts", "exchange", "kernel_process", "spread"}
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

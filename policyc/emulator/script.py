@@ -91,7 +91,10 @@ class Script:
         elif head is not None:
             routine = _routine_of(head, machine)
             if routine is None:
-                return self._lines.popleft() if patient else None  # type: ignore[return-value]  # the head, no error
+                if not patient:
+                    return None
+                self._lines.popleft()
+                return head
             if _settled(machine) and patient and routine.vcpu not in self._runs:
                 self._lines.popleft()
                 self._start(machine, routine, head.word, now)

@@ -14,17 +14,9 @@ from policyc.emulator.linux.machine import LinuxMachine
 from policyc.emulator.vcpu import Vcpu
 from policyc.guest.linux_anchors import gate_target
 from tests.support.linux_guest import linux_snapshot
+from tests.support.linux_ticks import let_run
 
 FORKED = "total_forks"
-
-
-def let_run(machine: LinuxMachine, ticks: int) -> None:
-    """Ticks, each with all the work that it brings, or as much as a busy guest gets done in that time."""
-    for _ in range(ticks):
-        machine.tick()
-        end = machine.now + machine.tick_ns
-        while not machine.idle and machine.now < end:
-            machine.run()
 
 
 @pytest.fixture(scope="module")
